@@ -1,0 +1,1 @@
+"""Sharded checkpoints: format, saving, loading, choice of the newest."""

@@ -1,0 +1,1 @@
+"""Collectives with gradients and point-to-point transfers; nothing here knows of layers."""

@@ -1,0 +1,1 @@
+"""Reads, merges, prints and checks configurations; the dataclasses stand beside the code they configure."""

@@ -1,0 +1,1 @@
+"""Switch layers: router, plan, dispatch and experts."""

@@ -1,0 +1,1 @@
+"""The Switch Transformer: its configuration, parameter list, stages, losses and counts."""

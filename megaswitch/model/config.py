@@ -1,0 +1,132 @@
+"""What a model is: one frozen dataclass, and what follows from it by arithmetic alone (no torch here)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stack = Literal["encoder", "decoder"]
+STACKS: tuple[Stack, Stack] = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Switch Transformer or dense T5.
+
+    Args:
+        preset: name of a preset whose values the other fields override; empty for none.
+        vocab_size: logical number of token ids (pieces, sentinels and the published padding).
+        d_model: width of the residual stream.
+        d_ff: hidden width of every feed-forward network and expert.
+        d_kv: width of one attention head; heads x d_kv need not equal d_model.
+        num_heads: attention heads.
+        num_encoder_layers: encoder blocks.
+        num_decoder_layers: decoder blocks.
+        num_experts: experts of each sparse layer; 0 for a dense T5.
+        num_sparse_encoder_layers: encoder blocks whose feed-forward network is a Switch layer.
+        num_sparse_decoder_layers: likewise in the decoder.
+        activation: "relu" (T5 v1.0, Switch Base, Large and C) or "geglu" (T5 v1.1, XXL).
+        tied_embeddings: whether the output matrix is the input embedding (then scaled by d_model^-0.5).
+        encoder_length: tokens of one encoder sequence.
+        decoder_length: tokens of one decoder sequence.
+        dropout: rate at embeddings, sublayer outputs, hidden units and attention weights.
+        expert_dropout: rate on the hidden units of experts; null means `dropout`.
+        capacity_factor: share of slots over tokens of a routing group in training; null drops nothing.
+        eval_capacity_factor: the same in evaluation.
+        min_capacity: least number of slots an expert has for a group.
+        capacity_rounding: "round" (T5X) or "floor" (Mesh TensorFlow).
+        group_sequences: consecutive encoder sequences that form one routing group.
+        decoder_group_sequences: the same in the decoder; null means `group_sequences`.
+        jitter: the router's input is multiplied by a uniform number from 1-jitter to 1+jitter in training.
+        route_padding: whether padding tokens are routed (and take slots).
+        aux_loss_coef: weight of the load-balancing loss, summed over layers (paper 2.2: 1e-2).
+        router_z_loss_coef: weight of the router z-loss (ST-MoE: 1e-3; 0 in Switch).
+        z_loss: weight of the squared log-partition of the output softmax (T5: 1e-4).
+        init_scale: s of std = sqrt(s / fan_in) (paper 2.4: 0.1).
+        router_init_std: standard deviation of the router's initial weights.
+        router_dtype: "float32" (selective precision) or "compute" for bf16 products with float32 softmax.
+    """
+
+    preset: str = ""
+    vocab_size: int = 32128
+    d_model: int = 768
+    d_ff: int = 3072
+    d_kv: int = 64
+    num_heads: int = 12
+    num_encoder_layers: int = 12
+    num_decoder_layers: int = 12
+    num_experts: int = 0
+    num_sparse_encoder_layers: int = 0
+    num_sparse_decoder_layers: int = 0
+    activation: Literal["relu", "geglu"] = "relu"
+    tied_embeddings: bool = True
+    encoder_length: int = 512
+    decoder_length: int = 114
+    dropout: float = 0.0
+    expert_dropout: float | None = None
+    capacity_factor: float | None = 1.25
+    eval_capacity_factor: float | None = 2.0
+    min_capacity: int = 4
+    capacity_rounding: Literal["round", "floor"] = "round"
+    group_sequences: int = 1
+    decoder_group_sequences: int | None = None
+    jitter: float = 0.0
+    route_padding: bool = False
+    aux_loss_coef: float = 1e-2
+    router_z_loss_coef: float = 0.0
+    z_loss: float = 1e-4
+    init_scale: float = 0.1
+    router_init_std: float = 0.02
+    router_dtype: Literal["float32", "compute"] = "float32"
+
+    def num_layers(self, stack: Stack) -> int:
+        """Blocks of a stack."""
+        return self.num_encoder_layers if stack == "encoder" else self.num_decoder_layers
+
+    def num_sparse(self, stack: Stack) -> int:
+        """Sparse blocks of a stack; none when there are no experts."""
+        if self.num_experts == 0:
+            return 0
+        return self.num_sparse_encoder_layers if stack == "encoder" else self.num_sparse_decoder_layers
+
+    def is_sparse(self, stack: Stack, layer: int) -> bool:
+        """Whether block `layer` (from 0) holds a Switch layer: the last of each run of `layers // sparse`."""
+        sparse = self.num_sparse(stack)
+        if sparse == 0:
+            return False
+        every = self.num_layers(stack) // sparse
+        return layer % every == every - 1 and layer // every < sparse
+
+    def length(self, stack: Stack) -> int:
+        """Tokens of one sequence of a stack."""
+        return self.encoder_length if stack == "encoder" else self.decoder_length
+
+    def group_size(self, stack: Stack) -> int:
+        """Consecutive sequences that form one routing group of a stack."""
+        if stack == "decoder" and self.decoder_group_sequences is not None:
+            return self.decoder_group_sequences
+        return self.group_sequences
+
+    @property
+    def hidden_dropout_of_experts(self) -> float:
+        """Dropout rate on the hidden units of experts."""
+        return self.dropout if self.expert_dropout is None else self.expert_dropout
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of all heads together."""
+        return self.num_heads * self.d_kv
+
+
+def capacity(
+    factor: float | None, tokens: int, num_experts: int, minimum: int, rounding: Literal["round", "floor"]
+) -> int | None:
+    """Slots one expert has for one routing group (paper equation 3).
+
+    `tokens` is the nominal token count of the group: configured length x sequences, whatever is padding.
+    None (no factor) means that nothing is dropped. "round" rounds half to even, as T5X does; "floor"
+    truncates and never exceeds the tokens, as Mesh TensorFlow does.
+    """
+    if factor is None:
+        return None
+    if rounding == "floor":
+        return max(min(tokens, int(tokens * factor / num_experts)), minimum)
+    return max(round(factor * tokens / num_experts), minimum)

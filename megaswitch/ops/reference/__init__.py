@@ -1,0 +1,1 @@
+"""The definition of each operation in plain torch."""

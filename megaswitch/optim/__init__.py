@@ -1,0 +1,1 @@
+"""Gradient buckets, optimizers over their segments, clipping and learning rates."""

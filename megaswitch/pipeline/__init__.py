@@ -1,0 +1,1 @@
+"""Schedules as data, their simulator, and the executor that runs them."""

@@ -1,0 +1,1 @@
+"""Rank arithmetic, axes and process groups; no tensor passes through here."""

@@ -1,0 +1,37 @@
+"""How the processes of a run are arranged (no torch here)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """Sizes of the mesh axes; the data-parallel size follows from the number of processes.
+
+    Args:
+        tp: tensor-parallel size.
+        pp: pipeline-parallel size.
+        ep: expert-parallel size; lies inside data x tensor parallelism and is no further factor of the world.
+        etp: tensor-parallel size inside experts: 1 or tp.
+        chunks: pipeline chunks a rank; null means 2 when pp > 1 (one of the encoder, one of the decoder).
+        schedule: order of the pipeline's work: "1f1b" (interleaved when chunks > 1) or "gpipe".
+        sequence_parallel: whether activations between tensor-parallel regions are split along the sequence.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    etp: int = 1
+    chunks: int | None = None
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    sequence_parallel: bool = True
+
+    @property
+    def num_chunks(self) -> int:
+        """Pipeline chunks a rank."""
+        return self.chunks if self.chunks is not None else (2 if self.pp > 1 else 1)
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages of the whole model."""
+        return self.pp * self.num_chunks

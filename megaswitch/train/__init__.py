@@ -1,0 +1,1 @@
+"""The training loop: assembly, step, evaluation, record of the run."""
