@@ -1,0 +1,60 @@
+"""Multi-head attention, heads split over tp: self-attention and cross-attention are the same layer.
+
+B sequences, L queries, M keys, D d_model, H this rank's heads, K d_kv.
+"""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from megaswitch.layers.context import Context, drop
+from megaswitch.layers.linear import Linear, linear_spec
+from megaswitch.layers.region import Region
+from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.attention import attention
+from megaswitch.params.spec import Init, ParamSpec
+
+
+def attention_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
+    """q, k, v and o; q's initialisation holds the factor d_kv^-0.5 that the logits lack."""
+    wide, narrow = (config.d_model, config.inner_dim), (config.inner_dim, config.d_model)
+    std = sqrt(config.init_scale / config.d_model)
+    std_o = sqrt(config.init_scale / config.inner_dim)
+    stds = {"q": std / sqrt(config.d_kv), "k": std, "v": std}
+    specs = [linear_spec(f"{name}.{w}", wide, Init("normal", s), "attn", "column") for w, s in stds.items()]
+    return [*specs, linear_spec(f"{name}.o", narrow, Init("normal", std_o), "attn", "row")]
+
+
+class Attention(nn.Module):
+    """Attention from `x` to itself, or to a memory."""
+
+    def __init__(self, name: str, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
+        super().__init__()
+        self.name, self.region = name, region
+        self.rate, self.d_kv = config.dropout, config.d_kv
+        self.q, self.k, self.v, self.o = (Linear(f"{name}.{w}", params) for w in "qkvo")
+
+    def forward(self, x_BLD: Tensor, memory_BMD: Tensor | None, bias: Tensor | None, ctx: Context) -> Tensor:
+        """[B, L, D] to the same. `bias`, broadcast to [B, H, L, M], holds relative positions and masks."""
+        inside_BLD = self.region.enter(x_BLD)
+        source_BMD = inside_BLD if memory_BMD is None else self.region.enter(memory_BMD)
+        q, k, v = self._heads(self.q(inside_BLD)), self._heads(self.k(source_BMD)), self._heads(self.v(source_BMD))
+        out_BLHK = ctx.again("core", self._core, q, k, v, bias, ctx)
+        return self.region.leave(self.o(out_BLHK.flatten(2)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_kv))
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
+        if not ctx.training or self.rate == 0.0:
+            return attention(q, k, v, bias, None)
+        return attention(q, k, v, bias, lambda w_BHLM: self._drop(w_BHLM, ctx))
+
+    def _drop(self, w_BHLM: Tensor, ctx: Context) -> Tensor:
+        _, heads, queries, keys = w_BHLM.shape
+        first = self.region.axis.rank * heads
+        head = torch.arange(first, first + heads, device=w_BHLM.device)
+        uniform = ctx.uniform(f"{self.name}.weights", head, ctx.positions(queries, False), ctx.positions(keys, False))
+        return drop(w_BHLM, self.rate, uniform)

@@ -1,0 +1,79 @@
+"""What one pass of a micro-batch through the model needs besides tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megaswitch.model.config import Stack
+from megaswitch.ops.reference.random import fold, start, to_uniform
+from megaswitch.topology.topology import Topology
+from megaswitch.utils.seeds import named_seed
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """One micro-batch's pass.
+
+    Args:
+        topology: this process's place.
+        training: whether dropout, jitter and the training capacity apply, and auxiliary losses attach.
+        seed: the run's seed.
+        step: the step, for dropout and jitter.
+        samples_B: global sample number of each row, int64.
+        num_targets: real targets of the whole global batch, the loss's denominator.
+        num_groups: routing groups of the whole global batch, by stack, the aux losses' denominator.
+        recompute: which activations are computed again in the backward.
+        dropless: whether nothing is dropped whatever the capacity factors say (generation).
+    """
+
+    topology: Topology
+    training: bool
+    seed: int
+    step: int
+    samples_B: Tensor
+    num_targets: float
+    num_groups: dict[Stack, float]
+    recompute: Recompute = "none"
+    dropless: bool = False
+
+    def positions(self, length: int, split: bool) -> Tensor:
+        """Global positions of `length` local ones; `split` when tp ranks hold consecutive parts of the sequence."""
+        first = self.topology.tp.rank * length if split else 0
+        return torch.arange(first, first + length, device=self.samples_B.device)
+
+    def rows(self, site: str, *counters: Tensor) -> Tensor:
+        """Random states [B, ...] for a named place in the model, one dimension a counter."""
+        state = start(named_seed(self.seed, "noise", self.step, site), self.samples_B.device)
+        for counter in (self.samples_B, *counters):
+            state = fold(state, counter)
+        return state
+
+    def uniform(self, site: str, *counters: Tensor) -> Tensor:
+        """Random numbers in [0, 1) [B, ...] for a named place, one dimension a counter."""
+        return to_uniform(self.rows(site, *counters))
+
+    def again(self, where: Literal["block", "core"], function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), whose inner activations are dropped and computed again where `recompute` says so."""
+        wanted = self.recompute == ("full" if where == "block" else "selective")
+        if not wanted or not torch.is_grad_enabled():
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def drop(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """Dropout of `x` where `uniform` is below `rate`; the rest is scaled by 1 / (1 - rate)."""
+    return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
+
+
+def dropout(x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool, first_feature: int = 0) -> Tensor:
+    """Dropout by (sample, position, feature); `split` and `first_feature` say which part of the whole `x_BLF` is."""
+    if not ctx.training or rate == 0.0:
+        return x_BLF
+    features = torch.arange(first_feature, first_feature + x_BLF.shape[-1], device=x_BLF.device)
+    return drop(x_BLF, rate, ctx.uniform(site, ctx.positions(x_BLF.shape[1], split), features))

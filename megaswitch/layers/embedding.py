@@ -1,0 +1,67 @@
+"""Token embedding and output head, the vocabulary split over tp.
+
+B sequences, L tokens, D d_model, V this rank's part of the vocabulary.
+"""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from megaswitch.layers.region import Region
+from megaswitch.model.config import ModelConfig
+from megaswitch.params.derive import shard_range
+from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.utils.precision import widen
+
+EMBEDDING, HEAD = "embedding", "head"
+
+
+def embedding_specs(config: ModelConfig) -> list[ParamSpec]:
+    """The table [vocabulary, d_model], shared by encoder and decoder."""
+    shape = (config.vocab_size, config.d_model)
+    return [ParamSpec(EMBEDDING, shape, Init("normal", 1.0), "embed", shards=(("tp", 0),))]
+
+
+def head_specs(config: ModelConfig) -> list[ParamSpec]:
+    """The output matrix [d_model, vocabulary], or the table again when tied."""
+    if config.tied_embeddings:
+        return embedding_specs(config)
+    shape, std = (config.d_model, config.vocab_size), sqrt(config.init_scale / config.d_model)
+    return [ParamSpec(HEAD, shape, Init("truncated", std), "lm_head", shards=(("tp", 1),))]
+
+
+class Embedding(nn.Module):
+    """Rows of the table; each rank gives the ids of its part and zeros for the rest."""
+
+    def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
+        super().__init__()
+        self.table_VD, self.region = params[EMBEDDING], region
+        self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        """[B, L, D], split along the sequence where the region says so."""
+        if self.region.axis.size == 1:
+            return nn.functional.embedding(ids_BL, self.table_VD)
+        local_BL = ids_BL - self.first
+        held_BL = (local_BL >= 0) & (local_BL < self.table_VD.shape[0])
+        rows_BLD = nn.functional.embedding(torch.where(held_BL, local_BL, 0), self.table_VD)
+        return self.region.leave(rows_BLD * held_BL.unsqueeze(-1).to(rows_BLD.dtype))
+
+
+class Head(nn.Module):
+    """Logits over this rank's part of the vocabulary, in at least float32."""
+
+    def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
+        super().__init__()
+        self.region, self.tied = region, config.tied_embeddings
+        self.weight = params[EMBEDDING if self.tied else HEAD]
+        self.scale = config.d_model**-0.5 if self.tied else 1.0
+        self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, V]; a tied table is used as it is, with the input scaled by d_model^-0.5."""
+        inside_BLD = widen(self.region.enter(x_BLD)) * self.scale
+        weight_DV = widen(self.weight)
+        return inside_BLD @ (weight_DV.t() if self.tied else weight_DV)

@@ -1,0 +1,58 @@
+"""The experts of one rank: a feed-forward network each, d_ff split over etp.
+
+M rows sorted by expert, D d_model, F this rank's part of d_ff, X experts of this rank.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from megaswitch.layers.context import Context, drop
+from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.activation import geglu, relu
+from megaswitch.ops.reference.grouped import grouped_linear
+from megaswitch.ops.reference.random import fold, to_uniform
+from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.topology.topology import Axis
+
+
+def expert_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
+    """wi, wi_gate (GEGLU only) [experts, d_model, d_ff] and wo [experts, d_ff, d_model]."""
+    experts, wide, narrow = config.num_experts, config.d_model, config.d_ff
+    into = ["wi", "wi_gate"] if config.activation == "geglu" else ["wi"]
+    std_in, std_out = sqrt(config.init_scale / wide), sqrt(config.init_scale / narrow)
+    specs = [_spec(f"{name}.{w}", (experts, wide, narrow), std_in, 2) for w in into]
+    return [*specs, _spec(f"{name}.wo", (experts, narrow, wide), std_out, 1)]
+
+
+def _spec(name: str, shape: tuple[int, int, int], std: float, etp_dim: int) -> ParamSpec:
+    return ParamSpec(name, shape, Init("normal", std), "experts", shards=(("ep", 0), ("etp", etp_dim)), expert=True)
+
+
+class Experts(nn.Module):
+    """relu(x wi_e) wo_e, or GEGLU, for the rows of each expert e; with etp, this rank's part of the sum."""
+
+    def __init__(self, name: str, config: ModelConfig, params: Mapping[str, nn.Parameter], etp: Axis) -> None:
+        super().__init__()
+        self.etp, self.rate = etp, config.hidden_dropout_of_experts
+        self.wi_XDF, self.wo_XFD = params[f"{name}.wi"], params[f"{name}.wo"]
+        self.wi_gate_XDF = params[f"{name}.wi_gate"] if config.activation == "geglu" else None
+
+    def forward(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, ctx: Context) -> Tensor:
+        """[M, D]; `noise_M` are the rows' random states, when the hidden units are dropped out."""
+        hidden_MF = ctx.again("core", self._hidden, x_MD, counts, noise_M)
+        return grouped_linear(hidden_MF, self.wo_XFD, counts)
+
+    def _hidden(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None) -> Tensor:
+        hidden_MF = grouped_linear(x_MD, self.wi_XDF, counts)
+        if self.wi_gate_XDF is None:
+            hidden_MF = relu(hidden_MF)
+        else:
+            hidden_MF = geglu(grouped_linear(x_MD, self.wi_gate_XDF, counts), hidden_MF)
+        if noise_M is None:
+            return hidden_MF
+        width = hidden_MF.shape[1]
+        features = torch.arange(self.etp.rank * width, (self.etp.rank + 1) * width, device=x_MD.device)
+        return drop(hidden_MF, self.rate, to_uniform(fold(noise_M, features)))

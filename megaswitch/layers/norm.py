@@ -1,0 +1,27 @@
+"""RMSNorm with its weight."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.rms_norm import rms_norm
+from megaswitch.params.spec import Init, ParamSpec
+
+
+def norm_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
+    """The weight of one norm."""
+    return [
+        ParamSpec(name, (config.d_model,), Init("ones"), "norms", decay=False, tp_partial="sequence_parallel"),
+    ]
+
+
+class Norm(nn.Module):
+    """RMSNorm over the last dimension."""
+
+    def __init__(self, name: str, params: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.weight_D = params[name]
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return rms_norm(x_BLD, self.weight_D)

@@ -1,0 +1,38 @@
+"""The relative-position bias: one table a stack, added in every self-attention of it.
+
+R buckets, H this rank's heads, L queries, M keys.
+"""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.relative_buckets import relative_buckets
+from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.utils.precision import widen
+
+NUM_BUCKETS = 32
+
+
+def relative_bias_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
+    """The table [buckets, heads], drawn uniformly with variance scaled by the mean of both sides."""
+    std = sqrt(config.init_scale / ((NUM_BUCKETS + config.num_heads) / 2))
+    shape = (NUM_BUCKETS, config.num_heads)
+    return [ParamSpec(name, shape, Init("uniform", std), "relbias", shards=(("tp", 1),), decay=False)]
+
+
+class RelativeBias(nn.Module):
+    """Biases [1, H, L, M] of all pairs of positions."""
+
+    def __init__(self, name: str, params: Mapping[str, nn.Parameter], bidirectional: bool) -> None:
+        super().__init__()
+        self.table_RH, self.bidirectional = params[name], bidirectional
+
+    def forward(self, length: int) -> Tensor:
+        """Biases in at least float32, for queries and keys 0 .. length-1."""
+        position = torch.arange(length, device=self.table_RH.device)
+        bucket_LM = relative_buckets(position[None, :] - position[:, None], self.bidirectional)
+        return widen(self.table_RH)[bucket_LM].permute(2, 0, 1).unsqueeze(0)

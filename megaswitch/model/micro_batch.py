@@ -1,0 +1,79 @@
+"""One micro-batch as tensors, with lengths padded to what tensor parallelism can split.
+
+B sequences, S encoder tokens, T decoder tokens, both padded to a multiple of tp.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ids = NDArray[np.int64]
+
+
+class Sequences(Protocol):
+    """What the data tower's batches offer: int64 arrays, 0 for padding."""
+
+    @property
+    def encoder_ids_BS(self) -> Ids: ...
+    @property
+    def decoder_ids_BT(self) -> Ids: ...
+    @property
+    def targets_BT(self) -> Ids: ...
+    @property
+    def samples_B(self) -> Ids: ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of a micro-batch: ids int64, masks bool.
+
+    `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
+    `*_routed` those that are routed; `*_full` says, known on the host, that all tokens of the stack are real.
+    """
+
+    encoder_ids_BS: Tensor
+    decoder_ids_BT: Tensor
+    targets_BT: Tensor
+    samples_B: Tensor
+    encoder_real_BS: Tensor
+    decoder_real_BT: Tensor
+    encoder_routed_BS: Tensor
+    decoder_routed_BT: Tensor
+    encoder_full: bool
+
+
+def padded_length(length: int, tp: int) -> int:
+    """The least multiple of tp that is not below `length`."""
+    return -(-length // tp) * tp
+
+
+def _pad(array: Ids, tp: int) -> Ids:
+    more = padded_length(array.shape[1], tp) - array.shape[1]
+    return np.pad(array, ((0, 0), (0, more))) if more else array
+
+
+def make_micro_batch(batch: Sequences, tp: int, device: torch.device, *, route_padding: bool = False) -> MicroBatch:
+    """Tensors on `device`. With `route_padding` padding tokens are routed too, but never what tp adds."""
+    encoder, targets = _pad(batch.encoder_ids_BS, tp), _pad(batch.targets_BT, tp)
+    encoder_real, decoder_real = encoder != 0, targets != 0
+    inside_encoder = np.broadcast_to(np.arange(encoder.shape[1]) < batch.encoder_ids_BS.shape[1], encoder.shape)
+    inside_decoder = np.broadcast_to(np.arange(targets.shape[1]) < batch.targets_BT.shape[1], targets.shape)
+
+    def tensor(array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    return MicroBatch(
+        encoder_ids_BS=tensor(encoder),
+        decoder_ids_BT=tensor(_pad(batch.decoder_ids_BT, tp)),
+        targets_BT=tensor(targets),
+        samples_B=tensor(batch.samples_B),
+        encoder_real_BS=tensor(encoder_real),
+        decoder_real_BT=tensor(decoder_real),
+        encoder_routed_BS=tensor(inside_encoder if route_padding else encoder_real),
+        decoder_routed_BT=tensor(inside_decoder if route_padding else decoder_real),
+        encoder_full=bool(encoder_real.all()),
+    )

@@ -1,0 +1,97 @@
+"""The record of a step: one vector of the same shape on every rank, every number a share of a sum over ranks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaswitch.comm.collectives import all_reduce_
+from megaswitch.layers.moe.layer import STATISTICS
+from megaswitch.model.config import ModelConfig
+from megaswitch.model.units import Unit, switch_layers
+from megaswitch.topology.topology import Axis
+from megaswitch.utils.host import host_read
+
+TOKENS = ("nll", "z", "targets", "content_nll", "content_targets")
+"""Sums over target tokens; "content" leaves out EOS and sentinels."""
+
+
+class Record:
+    """Accumulates what stages report of a step.
+
+    The vector holds TOKENS, then for each Switch layer of the model (encoder first) STATISTICS and the tokens
+    that wanted each expert.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.layers = switch_layers(config)
+        self.width = len(STATISTICS) + config.num_experts
+        self.vector = torch.zeros(len(TOKENS) + len(self.layers) * self.width, device=device, dtype=dtype)
+
+    def add_tokens(self, sums: Tensor) -> None:
+        """Add sums in the order of TOKENS."""
+        self.vector[: len(TOKENS)] += sums.detach()
+
+    def add_layer(self, unit: Unit, statistics: Tensor) -> None:
+        """Add a Switch layer's statistics."""
+        first = len(TOKENS) + self.layers.index(unit) * self.width
+        self.vector[first : first + self.width] += statistics.detach()
+
+    def summed(self, world: Axis) -> "StepRecord":
+        """The sums over all ranks (one all-reduce), read by the host."""
+        values = host_read("record", all_reduce_(self.vector, world))
+        head, rest = values[: len(TOKENS)], values[len(TOKENS) :]
+        rows = [rest[i * self.width : (i + 1) * self.width] for i in range(len(self.layers))]
+        names = [f"{u.stack}.{u.layer}" for u in self.layers]
+        layers = {
+            name: LayerRecord(**dict(zip(STATISTICS, row, strict=False)), load=row[len(STATISTICS) :])
+            for name, row in zip(names, rows, strict=True)
+        }
+        return StepRecord(**dict(zip(TOKENS, head, strict=True)), layers=layers)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One Switch layer over the global batch: `aux` and `z` before their coefficients, tokens dropped and
+    routed, sum of the router's entropies (nats), and tokens that wanted each expert."""
+
+    aux: float
+    z: float
+    dropped: float
+    routed: float
+    entropy: float
+    load: list[Any]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Sums over the global batch, and the Switch layers by name."""
+
+    nll: float
+    z: float
+    targets: float
+    content_nll: float
+    content_targets: float
+    layers: dict[str, LayerRecord]
+
+    @property
+    def mean_nll(self) -> float:
+        """Cross-entropy per real target, nats, without z-loss and aux losses."""
+        return self.nll / max(self.targets, 1.0)
+
+    @property
+    def dropped_share(self) -> float:
+        """Dropped over routed real tokens, all Switch layers."""
+        routed = sum(layer.routed for layer in self.layers.values())
+        return sum(layer.dropped for layer in self.layers.values()) / routed if routed else 0.0
+
+    @property
+    def aux(self) -> float:
+        """Load-balancing loss before its coefficient, summed over layers."""
+        return float(sum(layer.aux for layer in self.layers.values()))
+
+    @property
+    def router_z(self) -> float:
+        """Router z-loss before its coefficient, summed over layers."""
+        return float(sum(layer.z for layer in self.layers.values()))

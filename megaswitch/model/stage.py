@@ -1,0 +1,146 @@
+"""A run of units as a module: what one pipeline chunk computes.
+
+B sequences, L this rank's part of the tokens, D d_model, N target tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from megaswitch.layers.block import Block
+from megaswitch.layers.context import Context, dropout
+from megaswitch.layers.cross_entropy import cross_entropy
+from megaswitch.layers.embedding import Embedding, Head
+from megaswitch.layers.masks import causal_bias, key_bias
+from megaswitch.layers.norm import Norm
+from megaswitch.layers.region import region_of
+from megaswitch.layers.relative_bias import RelativeBias
+from megaswitch.model.config import ModelConfig, Stack
+from megaswitch.model.micro_batch import MicroBatch
+from megaswitch.model.record import Record
+from megaswitch.model.units import Unit
+from megaswitch.topology.topology import Topology
+
+Carry = dict[str, Tensor]
+"""What travels between stages: "x" the encoder's stream, "memory" its result, "y" the decoder's stream; the
+last stage gives "loss", this micro-batch's share of the step's loss."""
+
+EOS = 1
+
+
+def carried_after(unit: Unit | None) -> tuple[str, ...]:
+    """Names of what travels after a unit (None: before the first)."""
+    if unit is None:
+        return ()
+    if unit.stack == "encoder":
+        return ("memory",) if unit.kind == "norm" else ("x",)
+    return ("loss",) if unit.kind == "norm" else ("memory", "y")
+
+
+class Stage(nn.Module):
+    """Consecutive units of the model over this rank's shards."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        units: Sequence[Unit],
+        params: Mapping[str, nn.Parameter],
+        topology: Topology,
+        first_sentinel: int = 0,
+    ) -> None:
+        """`first_sentinel` is the lowest sentinel id, from which on targets are not content (0: unknown)."""
+        super().__init__()
+        self.config, self.units, self.topology = config, list(units), topology
+        self.first_sentinel = first_sentinel or config.vocab_size
+        region, kinds = region_of(topology), {(u.kind, u.stack) for u in units}
+        self.embedding = (
+            Embedding(config, params, region) if kinds & {("embed", "encoder"), ("embed", "decoder")} else None
+        )
+        self.head = Head(config, params, region) if ("norm", "decoder") in kinds else None
+        self.biases, self.parts = nn.ModuleDict(), nn.ModuleDict()
+        for unit in units:
+            if unit.kind == "block":
+                self.parts[_key(unit)] = Block(config, unit.stack, unit.layer, params, topology)
+                name = f"{unit.stack}.relative_bias"
+                self.biases[unit.stack] = RelativeBias(name, params, unit.stack == "encoder")
+            elif unit.kind == "norm":
+                self.parts[_key(unit)] = Norm(f"{unit.stack}.norm", params)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return next(self.parameters()).dtype
+
+    def forward(self, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
+        """From what the stage before left to what the next one needs; statistics go to `record`."""
+        biases: dict[str, Tensor] = {}
+        for unit in self.units:
+            if unit.kind == "embed":
+                carry = self._embed(unit.stack, carry, batch, ctx)
+            elif unit.kind == "block":
+                carry = self._block(unit, carry, batch, ctx, record, biases)
+            else:
+                carry = self._finish(unit, carry, batch, ctx, record)
+        return carry
+
+    def _embed(self, stack: Stack, carry: Carry, batch: MicroBatch, ctx: Context) -> Carry:
+        assert self.embedding is not None
+        ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
+        x_BLD = self._dropout(self.embedding(ids), f"{stack}.embed", ctx)
+        return {**carry, "x" if stack == "encoder" else "y": x_BLD}
+
+    def _block(
+        self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, biases: dict[str, Tensor]
+    ) -> Carry:
+        stream = "x" if unit.stack == "encoder" else "y"
+        routed = batch.encoder_routed_BS if unit.stack == "encoder" else batch.decoder_routed_BT
+        if unit.stack not in biases:
+            biases[unit.stack] = self._self_bias(unit.stack, batch)
+        cross = None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
+        block, memory = self.parts[_key(unit)], carry.get("memory")
+        x_BLD, statistics = ctx.again("block", block, carry[stream], memory, biases[unit.stack], cross, routed, ctx)
+        if statistics is not None:
+            record.add_layer(unit, statistics)
+        return {**carry, stream: x_BLD}
+
+    def _self_bias(self, stack: Stack, batch: MicroBatch) -> Tensor:
+        """Relative positions and mask of a stack's self-attention."""
+        ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
+        bias: Tensor = self.biases[stack](ids.shape[1])
+        if stack == "decoder":
+            return bias + causal_bias(ids.shape[1], self.dtype, ids.device)
+        return bias if batch.encoder_full else bias + key_bias(batch.encoder_real_BS, self.dtype)
+
+    def _finish(self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
+        stream = "x" if unit.stack == "encoder" else "y"
+        normed_BLD = self._dropout(self.parts[_key(unit)](carry[stream]), f"{unit.stack}.norm", ctx)
+        if unit.stack == "encoder":
+            return {"memory": normed_BLD}
+        return {"loss": self._loss(self.logits(normed_BLD), batch, ctx, record)}
+
+    def logits(self, normed_BLD: Tensor) -> Tensor:
+        """[B, T, this rank's part of the vocabulary] of the decoder's result, in at least float32."""
+        assert self.head is not None
+        logits: Tensor = self.head(normed_BLD)
+        return logits
+
+    def _loss(self, logits_BTV: Tensor, batch: MicroBatch, ctx: Context, record: Record) -> Tensor:
+        """Sum of token losses over the step's number of targets; statistics are counted by one tp rank."""
+        assert self.head is not None
+        tp, target_N = self.topology.tp, batch.targets_BT.flatten()
+        losses = cross_entropy(logits_BTV.flatten(0, 1), target_N, self.head.first, self.config.z_loss, tp)
+        real_N = (target_N != 0).to(losses.loss_N.dtype)
+        if tp.first:
+            content_N = real_N * (target_N != EOS) * (target_N < self.first_sentinel)
+            nll_N, z_N = losses.nll_N, losses.z_N
+            sums = [nll_N * real_N, z_N * real_N, real_N, nll_N * content_N, content_N]
+            record.add_tokens(torch.stack([s.sum() for s in sums]))
+        return (losses.loss_N * real_N).sum() / ctx.num_targets
+
+    def _dropout(self, x_BLD: Tensor, site: str, ctx: Context) -> Tensor:
+        return dropout(x_BLD, self.config.dropout, site, ctx, split=self.topology.sequence_parallel)
+
+
+def _key(unit: Unit) -> str:
+    return f"{unit.stack}_{unit.kind}_{unit.layer}"

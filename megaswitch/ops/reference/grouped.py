@@ -1,0 +1,30 @@
+"""Products of runs of rows with the matrices of their experts.
+
+N rows sorted by expert, E experts, D inner and F outer width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_GROUPED_TYPES = (torch.float32, torch.bfloat16)
+_ALIGNMENT = 16  # bytes that torch's grouped product wants strides to be a multiple of
+
+
+def _aligned(w_EDF: Tensor) -> bool:
+    size = w_EDF.element_size()
+    return all(w_EDF.shape[dim] * size % _ALIGNMENT == 0 for dim in (1, 2))
+
+
+def grouped_linear(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor:
+    """[N, F]: the first counts[0] rows times w[0], the next counts[1] times w[1], and so on.
+
+    torch's grouped product where it takes the type and the strides, a loop over experts elsewhere.
+    """
+    if x_ND.dtype in _GROUPED_TYPES and _aligned(w_EDF) and x_ND.shape[0] > 0:
+        ends = torch.tensor(counts, device=x_ND.device).cumsum(0).to(torch.int32)
+        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+    rows = x_ND.split(list(counts))
+    return torch.cat([row @ w for row, w in zip(rows, w_EDF.unbind(0), strict=True)])

@@ -1,0 +1,44 @@
+"""Counter-based random numbers: a pure function of a key and of integer counters, with no generator state.
+
+The same (key, sample, position, feature) gives the same number on every layout, under recomputation and after
+a resume. Each counter is folded into a 32-bit state by a multiplicative hash (the finaliser of MurmurHash3
+over a Weyl sequence), in 64-bit integers of which the low 32 bits are kept.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_WEYL = 0x9E3779B9
+
+
+def _mix(h: Tensor) -> Tensor:
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
+    return h ^ (h >> 16)
+
+
+def fold(state: Tensor, counter_N: Tensor) -> Tensor:
+    """States [..., N] from states [...] and a counter of N int64 numbers (at most 2^62)."""
+    low, high = counter_N & _MASK, counter_N >> 32
+    folded = _mix((state.unsqueeze(-1) + low * _WEYL) & _MASK)
+    return _mix((folded + high * _WEYL + 1) & _MASK)
+
+
+def start(key: int, device: torch.device) -> Tensor:
+    """The state of a 63-bit key, a scalar."""
+    words = torch.tensor([key & _MASK, key >> 32], device=device)
+    return fold(_mix(words[0]), words[1:])[0]
+
+
+def to_uniform(state: Tensor) -> Tensor:
+    """States as float32 numbers in [0, 1), multiples of 2^-24, which every wider type holds exactly."""
+    return (state >> 8).to(torch.float32) * 2.0**-24
+
+
+def uniform(key: int, *counters: Tensor) -> Tensor:
+    """Numbers in [0, 1), one dimension a counter: uniform(key, a_A, b_B) has shape [A, B]."""
+    state = start(key, counters[0].device)
+    for counter in counters:
+        state = fold(state, counter)
+    return to_uniform(state)

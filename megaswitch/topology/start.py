@@ -1,0 +1,77 @@
+"""Start-up and end of the process group, under torchrun or alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from megaswitch.utils.errors import PeerLostError, UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: its number, how many there are, and its device."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+
+def find_place(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
+    """Read torchrun's variables; without them this is the only process. Starts nothing."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("run.device is cuda but torch finds no GPU here; use --run.device=cpu or install a CUDA build")
+    if device == "cpu" or not available:
+        return Place(rank, world, local, local_world, torch.device("cpu"))
+    return Place(rank, world, local, local_world, torch.device("cuda", local))
+
+
+def _single_node(place: Place) -> bool:
+    return place.world == place.local_world
+
+
+def _store(place: Place, timeout: timedelta) -> dist.Store:
+    """torchrun's store. On one node it is prefixed by the attempt, since torchrun keeps the dead attempt's
+    addresses in it; on several nodes it must not be, because the attempt is counted by each agent alone."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store: dist.Store = dist.TCPStore(
+        host, port, place.world, is_master=not shared and place.rank == 0, timeout=timeout, multi_tenant=True
+    )
+    if _single_node(place):
+        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
+
+
+@contextmanager
+def process_group(place: Place, timeout: timedelta) -> Iterator[None]:
+    """The world's process group for the length of a run; nothing is started for one process alone."""
+    if place.world == 1:
+        yield
+        return
+    backend = "nccl" if place.device.type == "cuda" else "gloo"
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    try:
+        store = _store(place, timeout)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
+    except (KeyError, dist.DistError, RuntimeError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise PeerLostError(
+            f"rank {place.rank} of {place.world} could not meet the others at {where}: {error}; "
+            "check that all processes were started, with the same address and port"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,103 @@
+"""Axes with their process groups, and the Topology that is handed to everything that communicates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megaswitch.topology.grid import AxisName, Grid
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One line of ranks along a mesh axis. Size 1 has no group, and every primitive is the identity on it."""
+
+    name: str
+    rank: int
+    ranks: tuple[int, ...]
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def size(self) -> int:
+        """Ranks on the axis."""
+        return len(self.ranks)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the axis's first rank, which speaks for what all its ranks hold alike."""
+        return self.rank == 0
+
+
+def make_axis(name: str, ranks: Sequence[int], rank: int, timeout: timedelta | None = None) -> Axis:
+    """An axis over the global `ranks`, to be called by exactly these; `rank` is this process's global rank."""
+    ranks = tuple(ranks)
+    group = None
+    if len(ranks) > 1:
+        everyone = len(ranks) == dist.get_world_size()
+        group = (
+            dist.group.WORLD
+            if everyone
+            else dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True, group_desc=name)
+        )
+    return Axis(name, ranks.index(rank), ranks, group)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process's place in the grid: one axis of each name, and the whole world as an axis."""
+
+    grid: Grid
+    rank: int
+    device: torch.device
+    sequence_parallel: bool
+    pp: Axis
+    dp: Axis
+    tp: Axis
+    edp: Axis
+    ep: Axis
+    etp: Axis
+    world: Axis
+
+    def axis(self, name: AxisName) -> Axis:
+        """The axis of that name."""
+        axis: Axis = getattr(self, name)
+        return axis
+
+    def pipeline_peers(self, pp_ranks: Sequence[int], timeout: timedelta | None = None) -> Axis:
+        """An axis over this pipeline's ranks at the positions `pp_ranks`; all of them must call it."""
+        ranks = [self.pp.ranks[i] for i in pp_ranks]
+        return make_axis("pp" + ",".join(map(str, pp_ranks)), ranks, self.rank, timeout)
+
+
+def make_topology(
+    grid: Grid,
+    rank: int,
+    device: torch.device,
+    *,
+    sequence_parallel: bool = True,
+    timeout: timedelta | None = None,
+) -> Topology:
+    """Create the groups that `rank` belongs to, and no others. The world must be initialised when it is larger than 1."""
+    made: dict[tuple[int, ...], Axis] = {}
+
+    def axis(name: AxisName) -> Axis:
+        ranks = grid.ranks(rank, name)
+        if ranks not in made:
+            made[ranks] = make_axis(name, ranks, rank, timeout)
+        return Axis(name, ranks.index(rank), ranks, made[ranks].group)
+
+    return Topology(
+        grid=grid,
+        rank=rank,
+        device=device,
+        sequence_parallel=sequence_parallel and grid.tp > 1,
+        world=make_axis("world", range(grid.world), rank, timeout),
+        pp=axis("pp"),
+        dp=axis("dp"),
+        tp=axis("tp"),
+        edp=axis("edp"),
+        ep=axis("ep"),
+        etp=axis("etp"),
+    )
