@@ -1,0 +1,34 @@
+"""The configuration of the data: which corpora, how they are split, how spans are masked. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Keys `data.*` of a run. Lengths, vocabulary and seed belong to the model and the run and are not repeated
+    here."""
+
+    train: str = ""
+    """Training corpora: one prefix (the path of `P.bin` and `P.idx` without the ending), or weights and prefixes,
+    `0.7:P1,0.3:P2`. Weights need not sum to one."""
+
+    valid: str = ""
+    """Validation corpora, written as `train` is; all their documents are used. Empty: `split` sets documents of `train`
+    apart. An evaluation passes over every sample once, so weights matter for training only."""
+
+    split: str = "0.98,0.01,0.01"
+    """Weights of train, validation and test over the documents of `train`. The test part always comes from here; the
+    validation part only while `valid` is empty (else training takes its documents too). Which document falls where
+    depends on its number alone, never on a seed; every part with a weight above zero gets at least one document where
+    there are enough of them."""
+
+    tokenizer: str = ""
+    """Path of the sentencepiece `.model`. Empty: the vocabulary is taken from the `.json` beside each corpus."""
+
+    noise_density: float = 0.15
+    """Share of the tokens that span corruption masks, above 0 and below 1 (T5: 0.15)."""
+
+    mean_span_length: float = 3.0
+    """Mean length of a masked span in tokens, 1 or more (T5: 3)."""
