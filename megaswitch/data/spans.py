@@ -31,7 +31,7 @@ def random_spans_helper(encoder_length: int, density: float = 0.15, mean_span: f
     sides.
 
     T5's `random_spans_helper`; Python doubles and half-to-even rounding, so that 512 gives (568, 114).
-    Raises DataUsageError where no piece of two tokens or more fits.
+    Raises DataUsageError where no piece that holds a span fits.
     """
     if not (0 < density < 1 and mean_span >= 1):
         raise DataUsageError(
@@ -44,11 +44,11 @@ def random_spans_helper(encoder_length: int, density: float = 0.15, mean_span: f
         spans = round(noise / mean_span)
         return raw - noise + spans + 1, noise + spans + 1
 
-    raw = max(encoder_length, 1)
+    raw = 1
     while lengths(raw + 1)[0] <= encoder_length:
         raw += 1
-    if raw < 2 or lengths(raw)[0] > encoder_length:
-        raise DataUsageError(f"an encoder length of {encoder_length} holds no corrupted text: make it 4 or more")
+    if round(round(raw * density) / mean_span) < 1:  # the mask has a span at least, for which there would be no room
+        raise DataUsageError(f"an encoder length of {encoder_length} is too short to mask a span: lengthen the encoder")
     return raw, lengths(raw)[1]
 
 

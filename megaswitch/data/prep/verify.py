@@ -41,7 +41,7 @@ def _bad_ids(corpus: IndexedCorpus, vocab_size: int | None) -> Iterator[str]:
         if outside_T.any():
             place = first + int(np.argmax(outside_T))
             where = f"document {_document_of(corpus, place)}, token {place} of the file"
-            yield f"{corpus.bin}: the id {int(corpus.tokens_T[place])} ({where}) is outside the vocabulary of {vocab_size}"
+            yield f"{corpus.bin}: the id {corpus.tokens_T[place]} ({where}) is outside the vocabulary of {vocab_size}"
             return
 
 
