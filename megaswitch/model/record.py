@@ -15,19 +15,26 @@ from megaswitch.utils.host import host_read
 
 TOKENS = ("nll", "z", "targets", "content_nll", "content_targets")
 """Sums over target tokens; "content" leaves out EOS and sentinels."""
+_STOP = len(TOKENS)
+_HEAD = len(TOKENS) + 1
 
 
 class Record:
     """Accumulates what stages report of a step.
 
-    The vector holds TOKENS, then for each Switch layer of the model (encoder first) STATISTICS and the tokens
+    The vector holds TOKENS, the number of ranks that want to stop, then for each Switch layer of the model (encoder first) STATISTICS and the tokens
     that wanted each expert.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.layers = switch_layers(config)
         self.width = len(STATISTICS) + config.num_experts
-        self.vector = torch.zeros(len(TOKENS) + len(self.layers) * self.width, device=device, dtype=dtype)
+        # float64: counts must stay whole, and sums keep what float32 terms have
+        self.vector = torch.zeros(_HEAD + len(self.layers) * self.width, device=device, dtype=torch.float64)
+
+    def ask_to_stop(self, wish: bool) -> None:
+        """Tell the others whether this process wants to end after the step."""
+        self.vector[_STOP] = float(wish)
 
     def add_tokens(self, sums: Tensor) -> None:
         """Add sums in the order of TOKENS."""
@@ -35,20 +42,20 @@ class Record:
 
     def add_layer(self, unit: Unit, statistics: Tensor) -> None:
         """Add a Switch layer's statistics."""
-        first = len(TOKENS) + self.layers.index(unit) * self.width
+        first = _HEAD + self.layers.index(unit) * self.width
         self.vector[first : first + self.width] += statistics.detach()
 
     def summed(self, world: Axis) -> "StepRecord":
         """The sums over all ranks (one all-reduce), read by the host."""
         values = host_read("record", all_reduce_(self.vector, world))
-        head, rest = values[: len(TOKENS)], values[len(TOKENS) :]
+        head, rest = values[: len(TOKENS)], values[_HEAD:]
         rows = [rest[i * self.width : (i + 1) * self.width] for i in range(len(self.layers))]
         names = [f"{u.stack}.{u.layer}" for u in self.layers]
         layers = {
             name: LayerRecord(**dict(zip(STATISTICS, row, strict=False)), load=row[len(STATISTICS) :])
             for name, row in zip(names, rows, strict=True)
         }
-        return StepRecord(**dict(zip(TOKENS, head, strict=True)), layers=layers)
+        return StepRecord(**dict(zip(TOKENS, head, strict=True)), stops=values[_STOP], layers=layers)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class StepRecord:
     targets: float
     content_nll: float
     content_targets: float
+    stops: float
     layers: dict[str, LayerRecord]
 
     @property

@@ -1,0 +1,70 @@
+"""From global sample numbers to this rank's micro-batches and their contexts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from megaswitch.comm.collectives import all_reduce_
+from megaswitch.layers.context import Context
+from megaswitch.model.config import STACKS
+from megaswitch.model.micro_batch import MicroBatch, Sequences, make_micro_batch
+from megaswitch.train.system import System
+from megaswitch.utils.host import host_read
+
+
+class Source(Protocol):
+    """Where samples come from: a function of their global numbers alone."""
+
+    def batch(self, first: int, count: int) -> Sequences:
+        """Samples first .. first + count - 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's micro-batches on this rank, each with its context."""
+
+    batches: Sequence[MicroBatch]
+    contexts: Sequence[Context]
+
+
+def own_range(system: System, first: int) -> tuple[int, int]:
+    """First sample and count of this rank's part of the global batch that begins at sample `first`."""
+    return first + system.topology.dp.rank * system.sequences, system.sequences
+
+
+def load_work(system: System, source: Source, step: int, first: int, *, training: bool) -> Work:
+    """This rank's part of the global batch that begins at sample `first`, cut into micro-batches."""
+    config, topology, size = system.config, system.topology, system.config.train.micro_batch
+    start, count = own_range(system, first)
+    batches = [
+        make_micro_batch(
+            source.batch(at, size), topology.tp.size, topology.device, route_padding=config.model.route_padding
+        )
+        for at in range(start, start + count, size)
+    ]
+    targets = _count_targets(system, batches)
+    groups = {stack: config.train.global_batch / config.model.group_size(stack) for stack in STACKS}
+    contexts = [
+        Context(
+            topology=topology,
+            training=training,
+            seed=config.train.seed,
+            step=step,
+            samples_B=batch.samples_B,
+            num_targets=targets,
+            num_groups=groups,
+            recompute=config.train.recompute,
+        )
+        for batch in batches
+    ]
+    return Work(batches, contexts)
+
+
+def _count_targets(system: System, batches: Sequence[MicroBatch]) -> float:
+    """Real targets of the whole global batch (one all-reduce over dp), at least 1."""
+    counts = [batch.decoder_real_BT.sum() for batch in batches]
+    total = all_reduce_(torch.stack(counts).sum().to(torch.float64), system.topology.dp)
+    return max(1.0, float(host_read("num_targets", total.unsqueeze(0))[0]))
