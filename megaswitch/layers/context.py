@@ -30,6 +30,7 @@ class Context:
         num_groups: routing groups of the whole global batch, by stack, the aux losses' denominator.
         recompute: which activations are computed again in the backward.
         dropless: whether nothing is dropped whatever the capacity factors say (generation).
+        lengths: tokens of a sequence by stack that capacities go by; None: the configured ones.
     """
 
     topology: Topology
@@ -41,6 +42,7 @@ class Context:
     num_groups: dict[Stack, float]
     recompute: Recompute = "none"
     dropless: bool = False
+    lengths: dict[Stack, int] | None = None
 
     def positions(self, length: int, split: bool) -> Tensor:
         """Global positions of `length` local ones; `split` when tp ranks hold consecutive parts of the sequence."""

@@ -34,7 +34,6 @@ def unit_flops(
 
 def flops_per_sequence(config: ModelConfig, *, router: bool = False) -> float:
     """Forward FLOPs of one sequence through the whole model; a training step costs three times that."""
-    blocks = sum(
-        unit_flops(config, "block", stack, i, router=router) for stack in STACKS for i in range(config.num_layers(stack))
-    )
-    return blocks + unit_flops(config, "norm", "decoder", 0)
+    blocks = [(stack, i) for stack in STACKS for i in range(config.num_layers(stack))]
+    of_blocks = sum(unit_flops(config, "block", stack, i, router=router) for stack, i in blocks)
+    return of_blocks + unit_flops(config, "norm", "decoder", 0)

@@ -31,13 +31,13 @@ class Sequences(Protocol):
 class MicroBatch:
     """Tensors of a micro-batch: ids int64, masks bool.
 
-    `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
+    Without targets a pass gives logits. `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
     `*_routed` those that are routed; `*_full` says, known on the host, that all tokens of the stack are real.
     """
 
     encoder_ids_BS: Tensor
     decoder_ids_BT: Tensor
-    targets_BT: Tensor
+    targets_BT: Tensor | None
     samples_B: Tensor
     encoder_real_BS: Tensor
     decoder_real_BT: Tensor

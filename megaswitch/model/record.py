@@ -22,8 +22,8 @@ _HEAD = len(TOKENS) + 1
 class Record:
     """Accumulates what stages report of a step.
 
-    The vector holds TOKENS, the number of ranks that want to stop, then for each Switch layer of the model (encoder first) STATISTICS and the tokens
-    that wanted each expert.
+    The vector holds TOKENS, the number of ranks that want to stop, then for each Switch layer of the model
+    (encoder first) STATISTICS and the tokens that wanted each expert.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
@@ -44,6 +44,11 @@ class Record:
         """Add a Switch layer's statistics."""
         first = _HEAD + self.layers.index(unit) * self.width
         self.vector[first : first + self.width] += statistics.detach()
+
+    def layer_values(self, name: str) -> list[float]:
+        """One statistic of each Switch layer, as far as this process has added to it."""
+        rows = self.vector[_HEAD:].view(len(self.layers), self.width)
+        return [float(v) for v in host_read("layer_values", rows[:, STATISTICS.index(name)])]
 
     def summed(self, world: Axis) -> "StepRecord":
         """The sums over all ranks (one all-reduce), read by the host."""

@@ -24,7 +24,7 @@ from megaswitch.topology.topology import Topology
 
 Carry = dict[str, Tensor]
 """What travels between stages: "x" the encoder's stream, "memory" its result, "y" the decoder's stream; the
-last stage gives "loss", this micro-batch's share of the step's loss."""
+last stage gives "loss", this micro-batch's share of the step's loss, or "logits" where there are no targets."""
 
 EOS = 1
 
@@ -117,18 +117,16 @@ class Stage(nn.Module):
         normed_BLD = self._dropout(self.parts[_key(unit)](carry[stream]), f"{unit.stack}.norm", ctx)
         if unit.stack == "encoder":
             return {"memory": normed_BLD}
-        return {"loss": self._loss(self.logits(normed_BLD), batch, ctx, record)}
-
-    def logits(self, normed_BLD: Tensor) -> Tensor:
-        """[B, T, this rank's part of the vocabulary] of the decoder's result, in at least float32."""
         assert self.head is not None
-        logits: Tensor = self.head(normed_BLD)
-        return logits
+        logits_BTV = self.head(normed_BLD)
+        if batch.targets_BT is None:
+            return {"logits": logits_BTV}
+        return {"loss": self._loss(logits_BTV, batch.targets_BT, ctx, record)}
 
-    def _loss(self, logits_BTV: Tensor, batch: MicroBatch, ctx: Context, record: Record) -> Tensor:
+    def _loss(self, logits_BTV: Tensor, targets_BT: Tensor, ctx: Context, record: Record) -> Tensor:
         """Sum of token losses over the step's number of targets; statistics are counted by one tp rank."""
         assert self.head is not None
-        tp, target_N = self.topology.tp, batch.targets_BT.flatten()
+        tp, target_N = self.topology.tp, targets_BT.flatten()
         losses = cross_entropy(logits_BTV.flatten(0, 1), target_N, self.head.first, self.config.z_loss, tp)
         real_N = (target_N != 0).to(losses.loss_N.dtype)
         if tp.first:

@@ -21,7 +21,7 @@ from megaswitch.utils.problem import Problem
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of the model: a stack's "embed", one of its blocks, or its final "norm" (the decoder's with the head)."""
+    """One piece of the model: a stack's "embed", a block, or its final "norm" (the decoder's with the head)."""
 
     kind: Literal["embed", "block", "norm"]
     stack: Stack

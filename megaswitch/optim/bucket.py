@@ -128,7 +128,7 @@ class Bucket:
         return pieces
 
     def reduce(self) -> None:
-        """Sum gradients over all ranks that have a part; afterwards `grad_segment` is this rank's segment of the sum."""
+        """Sum gradients over all ranks that have a part; `grad_segment` becomes this rank's segment of the sum."""
         if self.axes.divided:
             self.grad_segment = reduce_scatter(self.grads, self.axes.data)
         else:

@@ -26,8 +26,8 @@ class Place:
 
 def find_place(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
     """Read torchrun's variables; without them this is the only process. Starts nothing."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    rank, world, local, local_world = (int(os.environ.get(name, alone)) for name, alone in names)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("run.device is cuda but torch finds no GPU here; use --run.device=cpu or install a CUDA build")

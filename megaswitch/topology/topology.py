@@ -79,7 +79,7 @@ def make_topology(
     sequence_parallel: bool = True,
     timeout: timedelta | None = None,
 ) -> Topology:
-    """Create the groups that `rank` belongs to, and no others. The world must be initialised when it is larger than 1."""
+    """Create the groups that `rank` belongs to, and no others; a world larger than 1 must be initialised."""
     made: dict[tuple[int, ...], Axis] = {}
 
     def axis(name: AxisName) -> Axis:

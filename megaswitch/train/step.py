@@ -53,7 +53,7 @@ def compute_gradients(system: System, source: Source, step: int, first: int, *, 
 
 
 def train_step(system: System, source: Source, step: int, first: int, *, stop: bool = False) -> StepResult:
-    """Step number `step` (from 0): gradients, norm, clipping, update. Nothing is updated when a number is not finite."""
+    """Step number `step` (from 0): gradients, norm, clipping, update; no update when a number is not finite."""
     config = system.config
     record = compute_gradients(system, source, step, first, stop=stop)
     norm = gradient_norm(system.buckets)

@@ -18,7 +18,7 @@ from megaswitch.topology.topology import make_topology
 def layer_of(vector, activation: str) -> tuple[SwitchLayer, dict[str, nn.Parameter]]:
     names = {"Wr": "router", "wi": "experts.wi", "wo": "experts.wo", "wi_gate": "experts.wi_gate"}
     params = {f"layer.{n}": nn.Parameter(torch.from_numpy(vector[k])) for k, n in names.items() if k in vector}
-    groups, tokens, width = vector["x"].shape
+    _, tokens, width = vector["x"].shape
     experts, _, hidden = vector["wi"].shape
     config = ModelConfig(
         d_model=width,

@@ -98,9 +98,10 @@ class SwitchLayer(nn.Module):
         """Slots of an expert for a group, from the nominal length of its sequences."""
         config = self.config
         factor = config.capacity_factor if ctx.training else config.eval_capacity_factor
-        tokens = config.length(self.stack) * sequences
+        length = config.length(self.stack) if ctx.lengths is None else ctx.lengths[self.stack]
         rounding = config.capacity_rounding
-        return None if ctx.dropless else capacity(factor, tokens, config.num_experts, config.min_capacity, rounding)
+        factor = None if ctx.dropless else factor
+        return capacity(factor, length * sequences, config.num_experts, config.min_capacity, rounding)
 
     def _through_experts(self, x_BlD: Tensor, local: _Local, ctx: Context) -> Tensor:
         """[B, l, D]: what the experts make of the kept tokens, before the gate."""
