@@ -1,7 +1,6 @@
 """Configurations as TOML text and as dictionaries (for JSON), both complete and strict."""
 
 import json
-import math
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -122,7 +121,7 @@ def _toml_value(value: Any) -> str:
         return f'"{NULL}"'
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float):
         return repr(value)  # the shortest text that reads back as the same number
     if isinstance(value, str):
         # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.

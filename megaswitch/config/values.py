@@ -16,7 +16,7 @@ NULL = "none"
 NULL_WORDS = ("none", "null")
 BOOLS = {"true": True, "false": False}
 _INT = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
-_FLOAT = re.compile(r"[+-]?((\d+(_\d+)*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf", re.ASCII)
+_FLOAT = re.compile(r"[+-]?((\d+(_\d+)*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MOST_DIGITS = 300
 """Longer numbers are no settings, and Python refuses to read an int of more than some thousands."""
 _LARGEST = 2**63 - 1
@@ -113,6 +113,6 @@ def _as_float(value: float, wanted: ValueType) -> float:
         number = float(value)
     except OverflowError:
         raise BadValueError(str(wanted)) from None
-    if math.isnan(number):  # equal to nothing, itself included: no comparison of configurations could work
+    if not math.isfinite(number):  # a NaN equals nothing, itself included, and JSON has neither
         raise BadValueError(str(wanted))
     return number

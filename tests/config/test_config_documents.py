@@ -23,7 +23,7 @@ def values_of(kind: ValueType) -> st.SearchStrategy[Any]:
     bases = {
         bool: st.booleans(),
         int: st.integers(-(2**63) + 1, 2**63 - 1),
-        float: st.floats(allow_nan=False),
+        float: st.floats(allow_nan=False, allow_infinity=False),
         str: st.sampled_from(kind.choices) if kind.choices else TEXTS,
     }
     return st.none() | bases[kind.base] if kind.optional else bases[kind.base]
