@@ -1,0 +1,90 @@
+"""Writing: whole or not at all, the old corpus safe until the new one is ready, refusals of the system translated."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaswitch.data.errors import DataError, DataWriteError
+from megaswitch.data.indexed import IndexedCorpus
+from megaswitch.data.writer import IndexedWriter, write_files
+
+
+def test_leaving_without_finish_removes_what_was_written(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), IndexedWriter(tmp_path / "x", np.dtype("<u2")) as writer:
+        writer.add_document([1, 2])
+        assert len(os.listdir(tmp_path)) == 1
+        raise RuntimeError("stop")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_old_corpus_stays_until_the_new_one_is_whole(tmp_path, make_corpus):
+    prefix = make_corpus([[1, 2, 3]])
+    with IndexedWriter(prefix, np.dtype("<u2")) as writer:
+        writer.add_document([9])
+        assert IndexedCorpus(prefix).document(0).tolist() == [1, 2, 3]
+        writer.finish()
+    assert IndexedCorpus(prefix).document(0).tolist() == [9]
+    assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_no_index_ever_stands_without_its_bin(fails_at, tmp_path, monkeypatch, make_corpus):
+    """The machine stops before the n-th rename or removal of the commit: what is left opens whole, or has no index."""
+    prefix = make_corpus([[1, 2, 3]])
+    calls = iter(range(1, 10))
+
+    def stopping(real):
+        def call(*args, **kwargs):
+            if next(calls) == fails_at:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return call
+
+    with pytest.raises(KeyboardInterrupt), IndexedWriter(prefix, np.dtype("<u2")) as writer:
+        writer.add_document([9, 9])
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopping(Path.replace))
+            patch.setattr(Path, "unlink", stopping(Path.unlink))
+            writer.finish()
+    if os.path.exists(f"{prefix}.idx"):
+        assert IndexedCorpus(prefix).document(0).tolist() in ([1, 2, 3], [9, 9])
+    else:
+        assert fails_at > 1
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataWriteError, match="cannot write") as caught:
+        IndexedWriter(tmp_path / "file" / "x", np.dtype("<u2"))
+    assert caught.value.exit_code == 73
+
+
+def test_no_space_left(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with IndexedWriter(tmp_path / "x", np.dtype("<u2")) as writer:
+        writer.add_document([1])
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(DataWriteError, match="No space left on device"):
+            writer.finish()
+    assert os.listdir(tmp_path) == []
+
+
+def test_ids_that_do_not_fit_are_refused(tmp_path):
+    with IndexedWriter(tmp_path / "x", np.dtype("<u2")) as writer:
+        for bad in ([65_536], [-1]):
+            with pytest.raises(DataError, match="does not fit"):
+                writer.add_document(bad)
+
+
+def test_several_files_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataWriteError):
+        write_files({tmp_path / "a": b"1", tmp_path / "file" / "b": b"2"})
+    assert os.listdir(tmp_path) == ["file"]
+    write_files({tmp_path / "a": b"1", tmp_path / "folder" / "b": b"2"})
+    assert (tmp_path / "folder" / "b").read_bytes() == b"2" and sorted(os.listdir(tmp_path)) == ["a", "file", "folder"]
