@@ -56,11 +56,13 @@ class Prefetcher:
     def __iter__(self) -> Iterator[list[Batch]]:
         while True:
             item = self._ready.get()
+            if isinstance(item, list):
+                yield item
+                continue
+            self._ready.put(item)  # the worker has ended: whoever asks again gets the same answer, not an endless wait
             if item is None:
                 return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+            raise item
 
     def _work(self) -> None:
         try:

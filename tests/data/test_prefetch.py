@@ -72,6 +72,10 @@ def test_leaving_early_ends_the_thread():
     assert running() == []
 
 
-def test_no_steps_at_all():
+def test_asking_again_after_the_end():
     with Prefetcher(Counting(), two_a_step, 5, 5) as steps:
-        assert list(steps) == []
+        assert list(steps) == list(steps) == []
+    with Prefetcher(Counting(fails_at=0), two_a_step, 0, 5) as steps:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="sample 0 is bad"):
+                next(iter(steps))
