@@ -39,6 +39,7 @@ HEADER = f"""// Copyright. {LONG}
  * Second line.
  */
 int x; // short
+// aten::something.out({", Tensor other" * 9}) -> Tensor
   /// Slashes. {LONG}
   /// More.
 int y;

@@ -39,6 +39,8 @@ _COMMENT = re.compile(r"/\*.*?\*/|(?:^[ \t]*//[^\n]*\n)+", re.DOTALL | re.MULTIL
 _COMMENT_MARKS = re.compile(r"^[ \t]*(?://+[!<]?|/?\*+[!<]?/?)[ \t]?|[ \t]*\*+/[ \t]*$", re.MULTILINE)
 _LEGAL = re.compile(r"copyright|licen[sc]e|all rights reserved", re.IGNORECASE)
 
+_SCHEMA = re.compile(r"\w+::[\w.]+\(.*->")  # signatures of operators that generated headers repeat in comments
+
 Found = tuple[str, str]  # text and where in the file it stands
 
 
@@ -77,7 +79,11 @@ def texts_of_file(path: Path) -> list[Found]:
     else:
         found = iter([(content.decode("utf-8", "replace"), "")])
     cleaned = ((inspect.cleandoc(text.replace("\ufffd", "")).strip(), where) for text, where in found)
-    return [(text, where) for text, where in cleaned if len(text) >= SHORTEST and not _LEGAL.search(text[:400])]
+    return [(text, where) for text, where in cleaned if len(text) >= SHORTEST and _is_documentation(text)]
+
+
+def _is_documentation(text: str) -> bool:
+    return not _LEGAL.search(text[:400]) and not _SCHEMA.match(text)
 
 
 def _python_texts(path: Path, content: bytes) -> Iterator[Found]:
