@@ -40,6 +40,7 @@ HEADER = f"""// Copyright. {LONG}
  */
 int x; // short
 // aten::something.out({", Tensor other" * 9}) -> Tensor
+int z;
   /// Slashes. {LONG}
   /// More.
 int y;
