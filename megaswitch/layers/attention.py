@@ -45,7 +45,7 @@ class Attention(nn.Module):
         return self.region.leave(self.o(out_BLHK.flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.d_kv))
+        return x.view(*x.shape[:-1], -1, self.d_kv)
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
         if not ctx.training or self.rate == 0.0:

@@ -31,7 +31,8 @@ class Sequences(Protocol):
 class MicroBatch:
     """Tensors of a micro-batch: ids int64, masks bool.
 
-    Without targets a pass gives logits. `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
+    Without targets a pass gives logits.
+    `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
     `*_routed` those that are routed; `*_full` says, known on the host, that all tokens of the stack are real.
     """
 

@@ -4,7 +4,7 @@ B sequences, S encoder tokens, T decoder tokens, D d_model, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class SwitchTransformer(nn.Module):
     def _context(self, batch: MicroBatch, *, dropless: bool) -> Context:
         sequences = batch.samples_B.shape[0]
         groups = {stack: max(1.0, sequences / self.config.group_size(stack)) for stack in STACKS}
-        ctx = Context(
+        return Context(
             topology=self.topology,
             training=self.training,
             seed=0,
@@ -115,5 +115,5 @@ class SwitchTransformer(nn.Module):
             num_targets=1.0,
             num_groups=groups,
             dropless=dropless,
+            lengths={"encoder": batch.encoder_ids_BS.shape[1], "decoder": batch.decoder_ids_BT.shape[1]},
         )
-        return replace(ctx, lengths={"encoder": batch.encoder_ids_BS.shape[1], "decoder": batch.decoder_ids_BT.shape[1]})

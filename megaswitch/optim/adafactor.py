@@ -34,7 +34,8 @@ def is_factored(spec: ParamSpec, min_dim: int) -> bool:
 
 def second_moment_decay(count: int, rate: float) -> float:
     """1 - t^-rate for update t = 1, 2, ...: 0 at the first, so that nothing needs a bias correction."""
-    return 1.0 - float(count) ** -rate
+    share: float = float(count) ** -rate
+    return 1.0 - share
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Parameter:
     def elements(self) -> int:
         """Elements of one whole matrix."""
         shape = self.entry.spec.shape
-        return prod(shape[1:] if self.entry.spec.expert else shape)
+        return prod(shape[1:]) if self.entry.spec.expert else self.entry.spec.size
 
     def of_rows(self, statistics: Tensor) -> Tensor:
         """[X, R] of the bucket's statistics."""
@@ -75,7 +76,8 @@ class _Parameter:
     def place(self, piece: Piece) -> tuple[slice, slice, slice]:
         """Which matrices (of this rank's), rows and columns (global) a piece of matrices covers."""
         if not self.entry.spec.expert:
-            return slice(0, 1), *piece.box.slices
+            rows, cols = piece.box.slices
+            return slice(0, 1), rows, cols
         experts, rows, cols = piece.box.slices
         first = self.entry.box.offset[0]
         return slice(experts.start - first, experts.stop - first), rows, cols

@@ -113,7 +113,8 @@ class Bucket:
         if main_grad.dtype == parameter.dtype:
             parameter.grad = main_grad  # autograd adds into it in place
         else:
-            parameter.register_post_accumulate_grad_hook(lambda p: _move_grad(p, main_grad))
+            hook = parameter.register_post_accumulate_grad_hook
+            hook(lambda p: _move_grad(p, main_grad))  # type: ignore[no-untyped-call]
         return parameter
 
     def _pieces(self) -> list[Piece]:

@@ -97,7 +97,7 @@ class Executor:
         stage, batch = self._stage(action.chunk), run.batches[action.microbatch]
         live = run.live.pop((action.microbatch, action.chunk))
         if stage == self.num_stages - 1:
-            live.outputs["loss"].backward()
+            torch.autograd.backward([live.outputs["loss"]])
         else:
             names = self.carried[stage + 1]
             grads = [self._receive(name, batch, action, stage, forward=False) for name in names]

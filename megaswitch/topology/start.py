@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from megaswitch.utils.errors import PeerLostError, UserError
 
@@ -40,25 +42,39 @@ def _single_node(place: Place) -> bool:
     return place.world == place.local_world
 
 
-def _store(place: Place, timeout: timedelta) -> dist.Store:
+def _store(place: Place, timeout: timedelta) -> Store:
     """torchrun's store. On one node it is prefixed by the attempt, since torchrun keeps the dead attempt's
     addresses in it; on several nodes it must not be, because the attempt is counted by each agent alone."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store: dist.Store = dist.TCPStore(
+    store: Store = TCPStore(
         host, port, place.world, is_master=not shared and place.rank == 0, timeout=timeout, multi_tenant=True
     )
     if _single_node(place):
-        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store
 
 
+def cpu_group(place: Place, timeout: float) -> dist.ProcessGroup | None:
+    """A gloo group of all ranks for messages and checkpoints, apart from training's collectives; None alone."""
+    if place.world == 1:
+        return None
+    limit = timedelta(seconds=timeout)
+    ranks = list(range(place.world))
+    group: dist.ProcessGroup = dist.new_group(ranks, timeout=limit, backend="gloo", group_desc="checkpoint")
+    return group
+
+
 @contextmanager
-def process_group(place: Place, timeout: timedelta) -> Iterator[None]:
-    """The world's process group for the length of a run; nothing is started for one process alone."""
+def process_group(place: Place, seconds: float) -> Iterator[None]:
+    """The world's process group for the length of a run; nothing is started for one process alone.
+
+    A collective that takes longer than `seconds` ends the run.
+    """
     if place.world == 1:
         yield
         return
+    timeout = timedelta(seconds=seconds)
     backend = "nccl" if place.device.type == "cuda" else "gloo"
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
@@ -73,5 +89,16 @@ def process_group(place: Place, timeout: timedelta) -> Iterator[None]:
         ) from error
     try:
         yield
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise PeerLostError(f"rank {place.rank}: another process died or stopped answering ({first})") from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost_a_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because of another process, as far as torch lets one tell."""
+    signs = ("Connection reset", "Connection closed", "Connection refused", "Timed out", "Broken pipe", "NCCL")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

@@ -1,0 +1,81 @@
+"""A training state as a checkpoint: what is saved of it, and how it comes back in whatever layout."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megaswitch.checkpoint.format import JSON, Piece
+from megaswitch.checkpoint.reader import Reader
+from megaswitch.checkpoint.store import save
+from megaswitch.optim.buckets import Buckets
+from megaswitch.optim.optimizer import Optimizer, StateTensor, master_state
+from megaswitch.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done and samples consumed, which need not be proportional (a resumed
+    run may have another global batch)."""
+
+    step: int
+    samples: int
+
+
+def _tensors(buckets: Buckets, optimizer: Optimizer | None) -> Iterator[StateTensor]:
+    return chain(master_state(buckets), () if optimizer is None else optimizer.state())
+
+
+def save_training(
+    root: Path,
+    progress: Progress,
+    buckets: Buckets,
+    optimizer: Optimizer,
+    config: Mapping[str, JSON],
+    fingerprint: str,
+    group: dist.ProcessGroup | None,
+) -> Path:
+    """Write masters, optimizer state, progress, configuration and data fingerprint; each rank its own part."""
+    pieces = (
+        Piece(t.name, t.global_shape, t.box, t.view.detach().cpu()) for t in _tensors(buckets, optimizer) if t.primary
+    )
+    state: dict[str, JSON] = {"samples": progress.samples, "config": dict(config), "data": fingerprint}
+    return save(root, progress.step, pieces, state, group)
+
+
+def progress_of(reader: Reader) -> Progress:
+    """Where the run stood that wrote the checkpoint."""
+    samples = reader.state.get("samples")
+    if not isinstance(samples, int):
+        raise DataError(f"{reader.path} does not say how many samples were consumed; it is no training checkpoint")
+    return Progress(reader.step, samples)
+
+
+@torch.no_grad()
+def restore(reader: Reader, buckets: Buckets, optimizer: Optimizer | None) -> None:
+    """Read what this rank holds, whatever layout wrote it, and bring the weights of all ranks up to date.
+
+    Raises DataError when a tensor is missing or has another shape.
+    """
+    for tensor in _tensors(buckets, optimizer):
+        info = reader.tensors.get(tensor.name)
+        if info is not None and info.shape != tensor.global_shape:
+            raise DataError(
+                f"{reader.path} holds {tensor.name} with shape {list(info.shape)}, this model wants "
+                f"{list(tensor.global_shape)}: it is a checkpoint of another model"
+            )
+        tensor.view.copy_(reader.read(tensor.name, tensor.box))
+    buckets.publish()
+
+
+def differences(saved: Any, current: Any, prefix: str = "") -> Iterator[str]:
+    """Keys of two configurations (nested dictionaries) whose values differ, as "key: saved, now"."""
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in sorted({*saved, *current}):
+            yield from differences(saved.get(key), current.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif saved != current:
+        yield f"{prefix}: {saved}, now {current}"

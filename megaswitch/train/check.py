@@ -1,0 +1,137 @@
+"""What is wrong with a configuration in a world of a given size: everything that spans fields, told at once.
+
+Pure: nothing is started, opened or allocated.
+"""
+
+from collections.abc import Iterator
+
+from megaswitch.data.spans import random_spans_helper
+from megaswitch.model.config import STACKS, ModelConfig
+from megaswitch.model.units import stage_problems
+from megaswitch.topology.grid import layout_problems
+from megaswitch.train.config import RunConfig
+from megaswitch.utils.problem import Problem
+
+
+def check(config: RunConfig, world: int) -> list[Problem]:
+    """All problems of training `config` with `world` processes; empty when there are none."""
+    problems = [*_ranges(config), *_model(config.model), *layout_problems(config.layout, world)]
+    if problems:
+        return problems
+    return [
+        *stage_problems(config.model, config.layout),
+        *_sharding(config),
+        *_batches(config, world),
+        *_lengths(config),
+    ]
+
+
+def _ranges(config: RunConfig) -> Iterator[Problem]:
+    """Numbers that mean nothing outside a range."""
+    model, train, optim = config.model, config.train, config.optim
+    at_least_1: dict[str, float] = {
+        "model.vocab_size": model.vocab_size,
+        "model.d_model": model.d_model,
+        "model.d_ff": model.d_ff,
+        "model.d_kv": model.d_kv,
+        "model.num_heads": model.num_heads,
+        "model.num_encoder_layers": model.num_encoder_layers,
+        "model.num_decoder_layers": model.num_decoder_layers,
+        "model.encoder_length": model.encoder_length,
+        "model.decoder_length": model.decoder_length,
+        "model.group_sequences": model.group_sequences,
+        "model.decoder_group_sequences": model.group_size("decoder"),
+        "train.steps": train.steps,
+        "train.global_batch": train.global_batch,
+        "train.micro_batch": train.micro_batch,
+        "optim.bucket_elements": optim.bucket_elements,
+    }
+    at_least_0: dict[str, float] = {
+        "model.num_experts": model.num_experts,
+        "model.min_capacity": model.min_capacity,
+        "train.stop_after": train.stop_after,
+        "optim.clip": optim.clip,
+        "optim.warmup_steps": optim.warmup_steps,
+        "eval.every": config.eval.every,
+        "eval.batches": config.eval.batches,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every": config.log.every - 1,
+    }
+    shares = {"model.dropout": model.dropout, "model.jitter": model.jitter}
+    shares["model.expert_dropout"] = model.hidden_dropout_of_experts
+    for key, value in at_least_1.items():
+        if value < 1:
+            yield Problem(key, f"is {value}", "give at least 1")
+    for key, value in at_least_0.items():
+        if not value >= 0:
+            yield Problem(key, f"is {value}", "give a number that is not below its least value")
+    for key, value in shares.items():
+        if not 0.0 <= value < 1.0:
+            yield Problem(key, f"is {value}", "give a number from 0 up to, but not including, 1")
+    factors = {"capacity_factor": model.capacity_factor, "eval_capacity_factor": model.eval_capacity_factor}
+    for key, factor in factors.items():
+        if factor is not None and not factor > 0.0:
+            yield Problem(f"model.{key}", f"is {factor}", "give a number above 0, or null to drop nothing")
+
+
+def _model(model: ModelConfig) -> Iterator[Problem]:
+    """Sparse layers and experts belong together."""
+    sparse = {stack: getattr(model, f"num_sparse_{stack}_layers") for stack in STACKS}
+    for stack, number in sparse.items():
+        if not 0 <= number <= model.num_layers(stack):
+            remedy = f"give a number from 0 to {model.num_layers(stack)}"
+            yield Problem(f"model.num_sparse_{stack}_layers", f"is {number}", remedy)
+    if model.num_experts and not any(sparse.values()):
+        remedy = "set model.num_sparse_encoder_layers and model.num_sparse_decoder_layers, or model.num_experts=0"
+        yield Problem("model.num_experts", f"is {model.num_experts}, but no layer is sparse", remedy)
+
+
+def _sharding(config: RunConfig) -> Iterator[Problem]:
+    """What has to divide what."""
+    model, layout = config.model, config.layout
+    cases = [
+        ("layout.tp", layout.tp, "model.num_heads", model.num_heads),
+        ("layout.tp", layout.tp, "model.d_ff", model.d_ff),
+        ("layout.etp", layout.etp, "model.d_ff", model.d_ff),
+        ("layout.ep", layout.ep, "model.num_experts", model.num_experts),
+    ]
+    for axis, size, key, number in cases:
+        if number % size:
+            fits = ", ".join(str(n) for n in range(1, min(number, 64) + 1) if number % n == 0)
+            yield Problem(axis, f"= {size} does not divide {key} = {number}", f"choose a divisor of it ({fits})")
+    if model.vocab_size < layout.tp:
+        yield Problem("layout.tp", f"is larger than model.vocab_size = {model.vocab_size}", "choose a smaller tp")
+    if layout.ep > 1 and model.num_experts == 0:
+        yield Problem("layout.ep", f"is {layout.ep}, but the model has no experts", "set layout.ep=1")
+
+
+def _batches(config: RunConfig, world: int) -> Iterator[Problem]:
+    """Micro-batches are whole routing groups, and the global batch is whole micro-batches on each rank."""
+    model, train, layout = config.model, config.train, config.layout
+    for stack in STACKS:
+        size = model.group_size(stack)
+        if model.num_sparse(stack) and train.micro_batch % size:
+            key = "decoder_group_sequences" if stack == "decoder" else "group_sequences"
+            message = f"= {train.micro_batch} is not a multiple of the {stack}'s routing group of {size} sequences"
+            yield Problem("train.micro_batch", message, f"choose a multiple of {size}, or a smaller model.{key}")
+    dp = world // (layout.pp * layout.tp)
+    if train.global_batch % (dp * train.micro_batch):
+        message = f"= {train.global_batch} is not a multiple of dp x train.micro_batch = {dp} x {train.micro_batch}"
+        remedy = f"choose a multiple of {dp * train.micro_batch}, or a smaller train.micro_batch"
+        if train.global_batch < dp * train.micro_batch:
+            remedy += " (with smaller routing groups: model.group_sequences)"
+        yield Problem("train.global_batch", message, remedy)
+
+
+def _lengths(config: RunConfig) -> Iterator[Problem]:
+    """The targets of a corrupted encoder sequence must fit into the decoder."""
+    model, data = config.model, config.data
+    try:
+        _, targets = random_spans_helper(model.encoder_length, data.noise_density, data.mean_span_length)
+    except ValueError as error:
+        yield Problem("model.encoder_length", str(error), "change it, or the data's noise_density and mean_span_length")
+        return
+    if targets > model.decoder_length:
+        message = f"= {model.decoder_length} is too short for the targets of {model.encoder_length} encoder tokens"
+        yield Problem("model.decoder_length", message, f"give {targets}, or a shorter model.encoder_length")

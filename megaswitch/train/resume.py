@@ -1,0 +1,90 @@
+"""Choosing the checkpoint a run starts from, and refusing one that belongs to another run."""
+
+import logging
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megaswitch.checkpoint.choose import choose
+from megaswitch.checkpoint.reader import Reader
+from megaswitch.checkpoint.training import Progress, differences, progress_of, restore
+from megaswitch.config.documents import to_dict
+from megaswitch.train.config import RunConfig
+from megaswitch.train.system import System
+from megaswitch.utils.errors import DataError, UserError
+
+log = logging.getLogger(__name__)
+
+# What may change between a checkpoint and the run that goes on from it without a word: how the work is laid out.
+_FREE = ("layout.", "run.", "log.", "eval.", "checkpoint.", "train.stop_after", "train.recompute", "data.", "optim.zero")
+# Fields of the model that shape no tensor but are part of what is learned; a change is allowed and said.
+_OF_TRAINING = (
+    "model.preset",
+    "model.dropout",
+    "model.expert_dropout",
+    "model.capacity_factor",
+    "model.eval_capacity_factor",
+    "model.min_capacity",
+    "model.capacity_rounding",
+    "model.group_sequences",
+    "model.decoder_group_sequences",
+    "model.jitter",
+    "model.route_padding",
+    "model.aux_loss_coef",
+    "model.router_z_loss_coef",
+    "model.z_loss",
+    "model.init_scale",
+    "model.router_init_std",
+    "model.router_dtype",
+)
+
+
+def checkpoint_root(config: RunConfig) -> Path:
+    """Where a run's checkpoints are."""
+    return Path(config.run_dir) / "checkpoints"
+
+
+def find_start(config: RunConfig, group: "dist.ProcessGroup | None") -> Reader | None:
+    """The checkpoint to start from, opened; None for a fresh start. The same on all ranks."""
+    path = choose(checkpoint_root(config), config.checkpoint.resume, group)
+    return None if path is None else Reader(path, verify=False)
+
+
+def _check_config(config: RunConfig, reader: Reader) -> None:
+    """Refuse a checkpoint of another model, optimizer or seed; tell of every other change that matters."""
+    changed = list(differences(reader.state.get("config"), to_dict(config)))
+    matters = [c for c in changed if not c.startswith(_FREE)]
+    allowed = [c for c in matters if c.startswith(_OF_TRAINING)]
+    fatal = [
+        c for c in matters if c not in allowed and c.startswith(("model.", "optim.name", "optim.min_dim", "train.seed"))
+    ]
+    if fatal:
+        raise DataError(
+            f"{reader.path} is a checkpoint of another model or run:\n"
+            + "\n".join(f"  - {c}" for c in fatal)
+            + "\nset these keys back, choose another run.dir, or start afresh with --checkpoint.resume=none"
+        )
+    for change in matters:
+        log.warning("changed since the checkpoint: %s", change)
+
+
+def resume(system: System, reader: Reader, fingerprint: str) -> Progress:
+    """Bring the system to where the checkpoint's run stood; refuses other models and other data."""
+    config = system.config
+    _check_config(config, reader)
+    if reader.state.get("data") != fingerprint:
+        message = f"{reader.path} was trained on other data than data.train names now"
+        if config.checkpoint.data_mismatch == "refuse":
+            raise UserError(f"{message}; name the same corpora, or accept with --checkpoint.data_mismatch=accept")
+        log.warning("%s; accepted", message)
+    restore(reader, system.buckets, system.optimizer)
+    progress = progress_of(reader)
+    log.info("resumed from %s: step %d, %d samples", reader.path, progress.step, progress.samples)
+    return progress
+
+
+def restore_weights(system: System, reader: Reader) -> Progress:
+    """Only the weights, for evaluation."""
+    _check_config(system.config, reader)
+    restore(reader, system.buckets, None)
+    return progress_of(reader)
