@@ -17,9 +17,9 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataUsageError
 from megaswitch.data.native import native
 from megaswitch.data.split import parse_weight
+from megaswitch.utils.errors import UserError
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -30,18 +30,18 @@ _KEPT_BLOCKS = 4
 
 
 def parse_corpora(text: str, key: str) -> list[tuple[Fraction, str]]:
-    """Weights and prefixes of `0.7:P1,0.3:P2`, or of a single prefix; DataUsageError naming `key` says what is
+    """Weights and prefixes of `0.7:P1,0.3:P2`, or of a single prefix; UserError naming `key` says what is
     wrong."""
     if not text.strip():
-        raise DataUsageError(f"{key} is empty: give the prefix of a corpus, or weights and prefixes as 0.7:P1,0.3:P2")
+        raise UserError(f"{key} is empty: give the prefix of a corpus, or weights and prefixes as 0.7:P1,0.3:P2")
     entries = [_parse_entry(entry, key) for entry in text.split(",")]
     if len(entries) == 1:
         return [(Fraction(1), entries[0][1])]
     if any(weight is None for weight, _ in entries):
-        raise DataUsageError(f"{key} is {text!r}: of several corpora each needs its weight, as in 0.7:P1,0.3:P2")
+        raise UserError(f"{key} is {text!r}: of several corpora each needs its weight, as in 0.7:P1,0.3:P2")
     corpora = [(weight, prefix) for weight, prefix in entries if weight]
     if len(corpora) < len(entries):
-        raise DataUsageError(f"{key} is {text!r}: a weight of 0 takes nothing from its corpus; leave that corpus out")
+        raise UserError(f"{key} is {text!r}: a weight of 0 takes nothing from its corpus; leave that corpus out")
     return corpora
 
 
@@ -49,24 +49,24 @@ def _parse_entry(entry: str, key: str) -> tuple[Fraction | None, str]:
     head, colon, tail = entry.strip().partition(":")
     try:
         weight = parse_weight(head, key) if colon else None
-    except DataUsageError:
+    except UserError:
         if any(letter.isdigit() for letter in head) or head.strip().lower() in ("nan", "inf", "-inf", ""):
             raise
         return None, entry.strip()  # a colon inside a path
     prefix = tail.strip() if colon else head
     if not prefix:
-        raise DataUsageError(f"{key}: {entry!r} names no corpus; write a weight and a prefix, as in 0.7:P1")
+        raise UserError(f"{key}: {entry!r} names no corpus; write a weight and a prefix, as in 0.7:P1")
     return weight, prefix
 
 
 def integer_weights(weights: list[Fraction]) -> list[int]:
-    """The smallest integers in the same proportion; DataUsageError where they need more than 53 bits."""
+    """The smallest integers in the same proportion; UserError where they need more than 53 bits."""
     scale = math.lcm(*(weight.denominator for weight in weights))
     integers = [int(weight * scale) for weight in weights]
     common = math.gcd(*integers)
     integers = [integer // common for integer in integers]
     if sum(integers) > _LARGEST_TOTAL:
-        raise DataUsageError("the weights of the blend have too many digits: write them with fewer (six are plenty)")
+        raise UserError("the weights of the blend have too many digits: write them with fewer (six are plenty)")
     return integers
 
 

@@ -17,7 +17,6 @@ import xxhash
 from megaswitch.data.batch import Batch, shift_right
 from megaswitch.data.blend import Blend, integer_weights, parse_corpora
 from megaswitch.data.config import DataConfig
-from megaswitch.data.errors import DataError, DataUsageError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.rng import derive, derive_each
 from megaswitch.data.sidecar import TokenizerFacts
@@ -25,6 +24,7 @@ from megaswitch.data.spans import SpanPlan, corrupt, plan_spans
 from megaswitch.data.split import SPLITS, SplitName, parse_split, split_documents
 from megaswitch.data.stream import Documents, Stream
 from megaswitch.data.tokenizer import Tokenizer
+from megaswitch.utils.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class SpanCorruptionDataset:
         DataError where a document holds an id outside the vocabulary, or a file shrank since it was opened.
         """
         if first < 0 or count < 0:
-            raise DataUsageError(f"samples {first} to {first + count} were asked for; they are numbered from 0")
+            raise UserError(f"samples {first} to {first + count} were asked for; they are numbered from 0")
         samples_B = np.arange(first, first + count, dtype=np.int64)
         real = count if self.repeat else min(max(self.num_samples - first, 0), count)
         encoder_ids_BS = np.zeros((count, self.plan.encoder_length), np.int64)
@@ -100,7 +100,7 @@ def open_split(
     """Opens one split of the configured corpora: endless with `repeat` (training), one pass without (evaluation).
 
     Lengths are positions of the model, `vocab_size` is the model's. Every problem with files, tokenizer, weights or
-    lengths is a DataError that says what to do; MissingDataError where a file is not there, DataUsageError where a
+    lengths is a DataError that says what to do; MissingInputError where a file is not there, UserError where a
     setting cannot work.
     """
     assert split in SPLITS, split
@@ -144,7 +144,7 @@ def find_tokenizer(config: DataConfig, corpora: list[IndexedCorpus], vocab_size:
         known[config.tokenizer] = Tokenizer(config.tokenizer).facts
     known |= {f"{c.prefix}.json": c.sidecar.tokenizer for c in corpora if c.sidecar and c.sidecar.tokenizer}
     if not known:
-        raise DataUsageError(
+        raise UserError(
             f"the tokenizer of {corpora[0].prefix} is not known, hence not where its sentinels are: set "
             f"data.tokenizer to its .model"
         )
@@ -158,7 +158,7 @@ def find_tokenizer(config: DataConfig, corpora: list[IndexedCorpus], vocab_size:
                 f"data.tokenizer to it"
             )
     if first.vocab_size > vocab_size:
-        raise DataUsageError(
+        raise UserError(
             f"the tokenizer of {first_name} has {first.vocab_size} ids ({first.pieces} pieces, {first.sentinels} "
             f"sentinels), the model "
             f"only {vocab_size}: set model.vocab_size to {first.vocab_size} or more, or train a smaller tokenizer"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.layout import DTYPE_CODES, HEADER, MAGIC, VERSION, Arrays, bin_path, idx_path
 from megaswitch.data.sidecar import Sidecar, read_sidecar
+from megaswitch.utils.errors import DataError, MissingInputError
 
 Int64s = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ class IndexedCorpus:
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Opens `prefix`; MissingDataError names both paths, DataError says what is wrong in which file."""
+        """Opens `prefix`; MissingInputError names both paths, DataError says what is wrong in which file."""
         self.prefix = str(prefix)
         self.idx, self.bin = idx_path(prefix), bin_path(prefix)
         sizes = [_file_size(path) for path in (self.idx, self.bin)]
@@ -37,7 +37,7 @@ class IndexedCorpus:
             missing = " and ".join(
                 str(path) for path, size in zip((self.idx, self.bin), sizes, strict=True) if size is None
             )
-            raise MissingDataError(
+            raise MissingInputError(
                 f"no corpus at {self.prefix}: it needs {self.idx} and {self.bin}, and {missing} is missing; "
                 f"data.train and data.valid "
                 "take the path without the ending"
@@ -192,4 +192,4 @@ def _map(path: Path) -> NDArray[np.uint8]:
     try:
         return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     except OSError as error:
-        raise MissingDataError(f"{path} cannot be opened: {error.strerror}") from None
+        raise MissingInputError(f"{path} cannot be opened: {error.strerror}") from None

@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.layout import json_path
+from megaswitch.utils.errors import DataError, MissingInputError
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +97,12 @@ def _parse(path: Path, content: Any) -> Sidecar:
 
 
 def file_checksum(path: Path) -> str:
-    """xxh3-128 of a file, hexadecimal; MissingDataError where it is not there."""
+    """xxh3-128 of a file, hexadecimal; MissingInputError where it is not there."""
     digest = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:
-        raise MissingDataError(f"{path} is missing") from None
+        raise MissingInputError(f"{path} is missing") from None
     return str(digest.hexdigest())

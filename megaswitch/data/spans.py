@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataUsageError
 from megaswitch.data.native import native
 from megaswitch.data.rng import UInt64s, derive_next, shuffle_numpy
+from megaswitch.utils.errors import UserError
 
 Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -31,10 +31,10 @@ def random_spans_helper(encoder_length: int, density: float = 0.15, mean_span: f
     sides.
 
     T5's `random_spans_helper`; Python doubles and half-to-even rounding, so that 512 gives (568, 114).
-    Raises DataUsageError where no piece that holds a span fits.
+    Raises UserError where no piece that holds a span fits.
     """
     if not (0 < density < 1 and mean_span >= 1):
-        raise DataUsageError(
+        raise UserError(
             f"data.noise_density must lie between 0 and 1 and data.mean_span_length be 1 or more, got {density} and "
             f"{mean_span}"
         )
@@ -48,7 +48,7 @@ def random_spans_helper(encoder_length: int, density: float = 0.15, mean_span: f
     while lengths(raw + 1)[0] <= encoder_length:
         raw += 1
     if round(round(raw * density) / mean_span) < 1:  # the mask has a span at least, for which there would be no room
-        raise DataUsageError(f"an encoder length of {encoder_length} is too short to mask a span: lengthen the encoder")
+        raise UserError(f"an encoder length of {encoder_length} is too short to mask a span: lengthen the encoder")
     return raw, lengths(raw)[1]
 
 
@@ -79,17 +79,17 @@ class SpanPlan:
 def plan_spans(
     encoder_length: int, decoder_length: int, first_sentinel: int, density: float = 0.15, mean_span: float = 3.0
 ) -> SpanPlan:
-    """The plan that fills `encoder_length`; DataUsageError where the decoder is too short or the sentinels too few."""
+    """The plan that fills `encoder_length`; UserError where the decoder is too short or the sentinels too few."""
     raw_length, target_length = random_spans_helper(encoder_length, density, mean_span)
     if decoder_length < target_length:
-        raise DataUsageError(
+        raise UserError(
             f"the decoder's length of {decoder_length} is too small: an encoder length of {encoder_length} gives "
             f"targets of "
             f"{target_length} tokens; set model.decoder_length to {target_length} or more"
         )
     noise, spans = noise_counts(raw_length, density, mean_span)
     if spans > NUM_SENTINELS or spans > raw_length - noise:
-        raise DataUsageError(
+        raise UserError(
             f"an encoder length of {encoder_length} needs {spans} spans of {noise} masked tokens, but there are "
             f"{NUM_SENTINELS} "
             f"sentinels and {raw_length - noise} tokens to stand between: shorten the encoder, or mask longer or "

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataUsageError
 from megaswitch.data.rng import derive, permutation
+from megaswitch.utils.errors import UserError
 
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -22,13 +22,13 @@ _SPLIT_KEY = derive(
 
 
 def parse_weight(text: str, key: str) -> Fraction:
-    """A decimal weight, exactly; DataUsageError naming `key` where it is no finite number of zero or more."""
+    """A decimal weight, exactly; UserError naming `key` where it is no finite number of zero or more."""
     try:
         weight = Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
-        raise DataUsageError(f"{key}: {text.strip()!r} is not a weight; write a number such as 0.3") from None
+        raise UserError(f"{key}: {text.strip()!r} is not a weight; write a number such as 0.3") from None
     if weight < 0:
-        raise DataUsageError(f"{key}: the weight {text.strip()} is negative; weights are 0 or more")
+        raise UserError(f"{key}: the weight {text.strip()} is negative; weights are 0 or more")
     return weight
 
 
@@ -36,7 +36,7 @@ def parse_split(text: str) -> tuple[Fraction, Fraction, Fraction]:
     """Weights of train, validation and test from `0.98,0.01,0.01`, normalised to sum 1."""
     parts = [parse_weight(part, "data.split") for part in text.split(",")]
     if len(parts) != len(SPLITS) or sum(parts) == 0:
-        raise DataUsageError(
+        raise UserError(
             f"data.split is {text!r}; write three weights, of train, validation and test: 0.98,0.01,0.01"
         )
     total = sum(parts)

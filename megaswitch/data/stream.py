@@ -16,9 +16,9 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataError
 from megaswitch.data.native import native
 from megaswitch.data.rng import derive, permutation
+from megaswitch.utils.errors import DataError
 
 Int64s = NDArray[np.int64]
 

@@ -15,9 +15,9 @@ from typing import Literal
 import sentencepiece
 import xxhash
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.sidecar import TokenizerFacts
 from megaswitch.data.spans import NUM_SENTINELS
+from megaswitch.utils.errors import DataError, MissingInputError
 
 OnBad = Literal["refuse", "replace"]
 
@@ -29,12 +29,12 @@ class Tokenizer:
     """Text to ids and back. Cheap to copy between processes by path; safe to share by threads."""
 
     def __init__(self, path: str | Path) -> None:
-        """Loads a `.model`; MissingDataError or DataError says what is wrong with the file."""
+        """Loads a `.model`; MissingInputError or DataError says what is wrong with the file."""
         self.path = str(path)
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise MissingDataError(f"the tokenizer {path} cannot be read: {error.strerror}") from None
+            raise MissingInputError(f"the tokenizer {path} cannot be read: {error.strerror}") from None
         self.fingerprint: str = xxhash.xxh3_128_hexdigest(content)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:

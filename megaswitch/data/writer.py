@@ -15,20 +15,20 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataError, DataWriteError
 from megaswitch.data.layout import HEADER, MAGIC, VERSION, bin_path, code_of, idx_path, json_path
 from megaswitch.data.sidecar import Sidecar, TokenizerFacts
+from megaswitch.utils.errors import CannotWriteError, DataError
 
 _LONGEST = (1 << 31) - 1
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write into DataWriteError."""
+    """Turns an operating system's refusal to write into CannotWriteError."""
     try:
         yield
     except OSError as error:
-        raise DataWriteError(
+        raise CannotWriteError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another place"
         ) from error
 
@@ -82,7 +82,7 @@ class IndexedWriter:
     """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
-        """`dtype`: one of the format's integer types (`layout.dtype_for`). DataWriteError where the folder cannot be
+        """`dtype`: one of the format's integer types (`layout.dtype_for`). CannotWriteError where the folder cannot be
         written."""
         self.prefix = str(prefix)
         self._dtype = dtype
@@ -145,7 +145,7 @@ class IndexedWriter:
         sources: Iterable[str] = (),
         options: dict[str, Any] | None = None,
     ) -> Sidecar:
-        """Puts the corpus in place and returns its sidecar; DataWriteError leaves what was there before."""
+        """Puts the corpus in place and returns its sidecar; CannotWriteError leaves what was there before."""
         lengths_Q = np.concatenate([np.empty(0, np.int32), *self._lengths])
         borders = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *self._per_document]))])
         index = index_bytes(self._dtype, lengths_Q, borders)

@@ -9,7 +9,6 @@ A parameter has X matrices on this rank (its experts, or one), each of R rows an
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -55,13 +54,15 @@ class _Parameter:
     @property
     def count(self) -> int:
         """Matrices on this rank."""
-        return self.matrices.stop - self.matrices.start
+        first, last = _bounds(self.matrices)
+        return last - first
 
     @property
     def elements(self) -> int:
         """Elements of one whole matrix."""
-        shape = self.entry.spec.shape
-        return prod(shape[1:]) if self.entry.spec.expert else self.entry.spec.size
+        spec = self.entry.spec
+        matrices: int = spec.shape[0] if spec.expert else 1
+        return spec.size // matrices
 
     def of_rows(self, statistics: Tensor) -> Tensor:
         """[X, R] of the bucket's statistics."""
@@ -196,6 +197,7 @@ class Adafactor:
 
 
 def _bounds(of: slice) -> tuple[int, int]:
+    """First and one past the last."""
     return of.start, of.stop
 
 

@@ -9,6 +9,7 @@ import torch
 
 from megaswitch.checkpoint.choose import choose
 from megaswitch.checkpoint.load import load
+from megaswitch.data.spans import EOS
 from megaswitch.data.tokenizer import Tokenizer
 from megaswitch.model.transformer import SwitchTransformer
 from megaswitch.utils.errors import MissingInputError
@@ -19,10 +20,10 @@ Spans to fill are written <extra_id_0>, <extra_id_1>, and so on."""
 
 def fill_in(model: SwitchTransformer, tokenizer: Tokenizer, text: str, max_tokens: int) -> str:
     """What the model writes for the spans of `text`, in the form of the training targets (greedy)."""
-    ids = [*tokenizer.encode_masked(text), tokenizer.eos]
+    ids = [*tokenizer.encode_masked(text), EOS]
     encoder_ids_BS = torch.tensor([ids], device=next(model.parameters()).device)
     (written,) = model.generate(encoder_ids_BS, max_tokens).tolist()
-    return tokenizer.decode([i for i in written if i > tokenizer.eos])
+    return tokenizer.decode([i for i in written if i > EOS])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from megaswitch.train.evaluate import Evaluation, evaluate
 from megaswitch.train.resume import checkpoint_root, find_start, resume
 from megaswitch.train.run_folder import Metrics, open_folder
 from megaswitch.train.signals import StopRequest, stop_on_signals
-from megaswitch.train.speed import Clock, clock_text, measured_peak
+from megaswitch.train.speed import Clock, Speed, clock_text, measured_peak
 from megaswitch.train.step import StepResult, train_step
 from megaswitch.train.system import System, build, compute_dtype
 from megaswitch.utils.errors import EXIT_PREEMPTED, CannotWriteError, MissingInputError
@@ -141,12 +141,14 @@ def _loop(run: _Run, progress: Progress, stop: StopRequest) -> int:
     while progress.step < end:
         result = train_step(run.system, run.train, progress.step, progress.samples, stop=stop.asked)
         progress = Progress(progress.step + 1, progress.samples + config.train.global_batch)
+        speed = run.clock.lap(config.train.steps - progress.step)
         stopping = result.record.stops > 0
         last = stopping or progress.step == end
         evaluation = _evaluate(run, progress.step, last=progress.step == config.train.steps)
-        _tell(run, progress, result, evaluation)
+        _tell(run, progress, result, evaluation, speed)
         if last or _due(progress.step, config.checkpoint.every):
             _save(run, progress, must=last)
+        run.clock.skip()  # evaluation, records and checkpoints are no part of a step's speed
         if stopping:
             log.warning("stopped by a signal after step %d; the same command goes on from here", progress.step)
             return EXIT_PREEMPTED
@@ -165,19 +167,21 @@ def _evaluate(run: _Run, step: int, *, last: bool) -> Evaluation | None:
     return evaluation
 
 
-def _tell(run: _Run, progress: Progress, result: StepResult, evaluation: Evaluation | None) -> None:
+def _tell(
+    run: _Run, progress: Progress, result: StepResult, evaluation: Evaluation | None, speed: Speed
+) -> None:
     """Write the step's line, its events and, now and then, the progress line."""
     if run.metrics is None:
         return
     config, step = run.system.config, progress.step
-    speed = run.clock.lap(config.train.steps - step)
-    line = _metrics_line(progress, result, speed.tokens_per_s)
+    line = _metrics_line(config, progress, result, speed.tokens_per_s)
     if evaluation is not None:
         line |= {"valid_nll": evaluation.nll, "valid_content_nll": evaluation.content_nll}
     run.metrics.write(line)
     if _due(step, config.log.every) or step == 1:
         log.info(
-            "step %d/%d  loss %.4f  nll %.4f  aux %.4f  dropped %.1f%%  norm %.3f  %.0f tokens/s  %.0f%% of peak  %s left",
+            "step %d/%d  loss %.4f  nll %.4f  aux %.4f  dropped %.1f%%  norm %.3f  "
+            "%.0f tokens/s  %.0f%% of peak  %s left",
             *(step, config.train.steps, result.loss, result.record.mean_nll, line["aux_loss"]),
             *(100 * result.record.dropped_share, result.grad_norm, speed.tokens_per_s),
             *(100 * speed.share_of_peak, clock_text(speed.seconds_left)),
@@ -185,16 +189,19 @@ def _tell(run: _Run, progress: Progress, result: StepResult, evaluation: Evaluat
     _show(run, step, result, line)
 
 
-def _metrics_line(progress: Progress, result: StepResult, tokens_per_s: float) -> dict[str, float | int]:
+def _metrics_line(
+    config: RunConfig, progress: Progress, result: StepResult, tokens_per_s: float
+) -> dict[str, float | int]:
+    """loss = nll + z_loss + aux_loss + router_z_loss, each with its coefficient."""
     record = result.record
     return {
         "step": progress.step,
         "samples": progress.samples,
         "loss": result.loss,
         "nll": record.mean_nll,
-        "aux_loss": record.aux,
+        "aux_loss": config.model.aux_loss_coef * record.aux,
         "z_loss": record.z / max(record.targets, 1.0),
-        "router_z_loss": record.router_z,
+        "router_z_loss": config.model.router_z_loss_coef * record.router_z,
         "dropped": record.dropped_share,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
@@ -231,4 +238,3 @@ def _save(run: _Run, progress: Progress, *, must: bool) -> None:
     if run.system.topology.rank == 0:
         prune(root, config.checkpoint.keep)
         log.info("saved %s", path)
-    run.clock.skip()

@@ -16,7 +16,17 @@ from megaswitch.utils.errors import DataError, UserError
 log = logging.getLogger(__name__)
 
 # What may change between a checkpoint and the run that goes on from it without a word: how the work is laid out.
-_FREE = ("layout.", "run.", "log.", "eval.", "checkpoint.", "train.stop_after", "train.recompute", "data.", "optim.zero")
+_FREE = (
+    "layout.",
+    "run.",
+    "log.",
+    "eval.",
+    "checkpoint.",
+    "data.",
+    "train.stop_after",
+    "train.recompute",
+    "optim.zero",
+)
 # Fields of the model that shape no tensor but are part of what is learned; a change is allowed and said.
 _OF_TRAINING = (
     "model.preset",

@@ -21,9 +21,9 @@ from pathlib import Path
 import orjson
 import xxhash
 
-from megaswitch.data.errors import DataUsageError, MissingDataError
 from megaswitch.data.prep.command import Parser, positive, progress, run, say
 from megaswitch.data.writer import write_files
+from megaswitch.utils.errors import MissingInputError, UserError
 
 SHORTEST = 100
 """Characters below which a docstring is a label rather than a text."""
@@ -145,7 +145,7 @@ def collect_docs(output: Path, workers: int) -> None:
         clean = text.encode("utf-8", "replace").decode("utf-8")
         lines.append(orjson.dumps({"text": clean, "source": source}, option=orjson.OPT_APPEND_NEWLINE))
     if not lines:
-        raise MissingDataError("no documentation was found: this Python came without its library's sources")
+        raise MissingInputError("no documentation was found: this Python came without its library's sources")
     content = b"".join(lines)
     write_files({output: content})
     say(f"{len(lines)} documents, {len(content) / 1e6:.1f} MB in {output}")
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if options.output.is_dir():
-            raise DataUsageError(f"--output {options.output} is a folder; name a file")
+            raise UserError(f"--output {options.output} is a folder; name a file")
         collect_docs(options.output, options.workers)
 
     return run(work)

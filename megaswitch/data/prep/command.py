@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megaswitch.data.errors import DataError, DataUsageError, DataWriteError
+from megaswitch.utils.errors import CannotWriteError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,19 +27,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints usage and message, exits with 64."""
         self.print_usage(sys.stderr)
-        self.exit(DataUsageError.exit_code, f"{self.prog}: error: {message}\n")
+        self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
 
 
 def run(work: Callable[[], None]) -> int:
     """Runs a command's work and returns its exit code; an expected error is one line on stderr."""
     try:
         work()
-    except DataError as error:
+    except UserError as error:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
         say(f"error: {error}")
-        return DataWriteError.exit_code
+        return CannotWriteError.exit_code
     except KeyboardInterrupt:
         say("interrupted; nothing was written")
         return 130

@@ -16,9 +16,9 @@ from typing import Literal, NoReturn
 
 import orjson
 
-from megaswitch.data.errors import DataError, DataUsageError, MissingDataError
 from megaswitch.data.prep.command import say
 from megaswitch.data.tokenizer import repair
+from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
 OnBad = Literal["refuse", "skip", "replace"]
 """refuse: stop at the first bad line. skip: leave bad lines out. replace: put U+FFFD for bad characters, leave out the
@@ -83,13 +83,13 @@ class BadLineError(Exception):
 
 
 def check_inputs(paths: Sequence[Path]) -> int:
-    """Total size in bytes; MissingDataError or DataUsageError for the first file that cannot be an input."""
+    """Total size in bytes; MissingInputError or UserError for the first file that cannot be an input."""
     total = 0
     for path in paths:
         if not path.is_file():
-            raise MissingDataError(f"the input {path} is missing")
+            raise MissingInputError(f"the input {path} is missing")
         if path.suffix not in JSON_ENDINGS + TEXT_ENDINGS:
-            raise DataUsageError(
+            raise UserError(
                 f"the input {path} is neither {', '.join(JSON_ENDINGS)} (a JSON object a line) nor "
                 f"{', '.join(TEXT_ENDINGS)} (a "
                 "document a line); unpack or rename it"

@@ -7,20 +7,20 @@ from itertools import pairwise
 
 import numpy as np
 
-from megaswitch.data.errors import DataError, DataUsageError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.prep.command import Parser, progress, run, say
 from megaswitch.data.sidecar import Sidecar
 from megaswitch.data.writer import IndexedWriter
+from megaswitch.utils.errors import DataError, UserError
 
 _SEQUENCES_AT_ONCE = 1 << 16
 
 
 def merge(prefixes: Sequence[str], output: str) -> Sidecar:
-    """Writes the corpus `output`; DataError where dtypes or tokenizers differ, DataUsageError where output is an
+    """Writes the corpus `output`; DataError where dtypes or tokenizers differ, UserError where output is an
     input."""
     if output in prefixes:
-        raise DataUsageError(f"--output {output} is one of the inputs; choose another prefix")
+        raise UserError(f"--output {output} is one of the inputs; choose another prefix")
     corpora = [IndexedCorpus(prefix) for prefix in prefixes]
     first = corpora[0]
     known = [corpus.sidecar.tokenizer if corpus.sidecar else None for corpus in corpora]

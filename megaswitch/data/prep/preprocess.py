@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.errors import DataError
 from megaswitch.data.layout import dtype_for
 from megaswitch.data.prep.command import Parser, positive, progress, run, say
 from megaswitch.data.prep.documents import EMPTY, Chunk, OnBad, Report, check_inputs, read_lines, read_texts
 from megaswitch.data.sidecar import Sidecar
 from megaswitch.data.tokenizer import Tokenizer
 from megaswitch.data.writer import IndexedWriter
+from megaswitch.utils.errors import DataError
 
 _IN_FLIGHT = 4  # chunks a worker: enough to keep it busy, few enough to bound memory
 
@@ -102,7 +102,7 @@ def _ignore_interrupts() -> None:
 def preprocess(inputs: Sequence[Path], encoding: Encoding, output: str, workers: int = 1) -> tuple[Sidecar, Report]:
     """Writes the corpus `output` from text files; an error leaves nothing behind, and what was at `output` untouched.
 
-    Raises DataError for bad lines under `refuse` and for an input without documents, MissingDataError for missing
+    Raises DataError for bad lines under `refuse` and for an input without documents, MissingInputError for missing
     files.
     """
     tokenizer = _tokenizer(encoding.model)

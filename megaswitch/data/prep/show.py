@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from megaswitch.data.errors import DataError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.prep.command import Parser, run
 from megaswitch.data.tokenizer import Tokenizer
+from megaswitch.utils.errors import DataError
 
 _IDS_SHOWN = 64
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from megaswitch.data.errors import DataError, DataUsageError
 from megaswitch.data.prep.command import Parser, positive, run, say
 from megaswitch.data.prep.documents import OnBad, Report, read_lines, read_texts
 from megaswitch.data.rng import bounded, derive
 from megaswitch.data.spans import NUM_SENTINELS
 from megaswitch.data.tokenizer import Tokenizer
 from megaswitch.data.writer import write_files
+from megaswitch.utils.errors import DataError, UserError
 
 _SAMPLE_KEY = derive(0x73656E74)  # "sent": which sentences --max-sentences keeps
 _SMALLEST = 10
@@ -107,7 +107,7 @@ def vocabulary_bytes(model: bytes) -> bytes:
 def train_files(inputs: Sequence[Path], output: str, options: TrainingOptions, key: str, on_bad: OnBad) -> Tokenizer:
     """Trains on jsonl or text files and writes `output`.model and `.vocab`; returns the tokenizer as read back."""
     if options.vocab_size < _SMALLEST:
-        raise DataUsageError(
+        raise UserError(
             f"--vocab-size {options.vocab_size} is too small: three pieces are special; give {_SMALLEST} or more"
         )
     report = Report()
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if not 0.5 <= options.character_coverage <= 1:
-            raise DataUsageError(f"--character-coverage {options.character_coverage} must lie between 0.5 and 1")
+            raise UserError(f"--character-coverage {options.character_coverage} must lie between 0.5 and 1")
         chosen = TrainingOptions(options.vocab_size, options.character_coverage, options.max_sentences)
         tokenizer = train_files(options.input, options.output, chosen, options.key, options.on_bad)
         say(f"{tokenizer.path}: {tokenizer.num_pieces} pieces, {tokenizer.vocab_size} ids with the sentinels")

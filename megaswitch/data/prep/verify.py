@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from megaswitch.data.errors import DataError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.prep.command import Parser, run
 from megaswitch.data.sidecar import file_checksum
 from megaswitch.data.tokenizer import Tokenizer
+from megaswitch.utils.errors import DataError
 
 _TOKENS_AT_ONCE = 1 << 22
 
