@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megaswitch.data import _native
 from megaswitch.data.blend import _BLOCK, Blend, fill_numpy, integer_weights, parse_corpora
-from megaswitch.data.errors import DataUsageError
+from megaswitch.utils.errors import UserError
 
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=9)
 
@@ -84,12 +84,12 @@ def test_ways_to_write_corpora(text, expected):
     "text", ["", "  ", "a,b", "0.5:a,b", "0:a,1:b", "-1:a,2:b", "nan:a,1:b", "1:,2:b", "1:a,", "0.3.1:a,1:b"]
 )
 def test_bad_corpora_are_refused_by_the_key(text):
-    with pytest.raises(DataUsageError, match=r"data\.train"):
+    with pytest.raises(UserError, match=r"data\.train"):
         parse_corpora(text, "data.train")
 
 
 def test_integer_weights():
     assert integer_weights([Fraction("0.7"), Fraction("0.3")]) == [7, 3]
     assert integer_weights([Fraction(2), Fraction(4)]) == [1, 2]
-    with pytest.raises(DataUsageError, match="digits"):
+    with pytest.raises(UserError, match="digits"):
         integer_weights([Fraction("0.12345678901234567891"), Fraction("0.3")])

@@ -9,8 +9,8 @@ import pytest
 from megaswitch.data.batch import Batch
 from megaswitch.data.config import DataConfig
 from megaswitch.data.dataset import open_split
-from megaswitch.data.errors import DataError, DataUsageError, MissingDataError
 from megaswitch.data.sidecar import TokenizerFacts
+from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
 LENGTHS = {"encoder_length": 64, "decoder_length": 14}
 RAW = 70
@@ -177,9 +177,9 @@ def test_fingerprint_says_what_the_data_is(make_corpus, random_documents, whole)
 
 
 def test_refuses_nothing_to_read(make_corpus):
-    with pytest.raises(DataUsageError, match=r"data\.train is empty"):
+    with pytest.raises(UserError, match=r"data\.train is empty"):
         opened(DataConfig())
-    with pytest.raises(MissingDataError, match=r"nowhere\.idx and .*nowhere\.bin"):
+    with pytest.raises(MissingInputError, match=r"nowhere\.idx and .*nowhere\.bin"):
         opened(DataConfig(train="nowhere"))
     with pytest.raises(DataError, match=r"empty \(0 documents, 0 tokens\)"):
         opened(DataConfig(train=make_corpus([], "none")))
@@ -196,7 +196,7 @@ def test_refuses_parts_that_cannot_be_evaluated(make_corpus, whole):
 
 
 def test_refuses_a_vocabulary_too_small(whole):
-    with pytest.raises(DataUsageError, match=r"1000 ids .* set model\.vocab_size to 1000 or more"):
+    with pytest.raises(UserError, match=r"1000 ids .* set model\.vocab_size to 1000 or more"):
         opened(whole, vocab_size=999)
 
 
@@ -208,7 +208,7 @@ def test_refuses_ids_outside_the_vocabulary(make_corpus):
 
 def test_refuses_an_unknown_or_other_tokenizer(make_corpus):
     bare = make_corpus([[5] * RAW], "bare", tokenizer=None)
-    with pytest.raises(DataUsageError, match=r"set data\.tokenizer"):
+    with pytest.raises(UserError, match=r"set data\.tokenizer"):
         opened(DataConfig(train=bare, split="1,0,0"))
     a, b = make_corpus([[5]], "a"), make_corpus([[5]], "b", tokenizer=TokenizerFacts("0" * 32, 900))
     with pytest.raises(DataError, match="another tokenizer"):
@@ -216,7 +216,7 @@ def test_refuses_an_unknown_or_other_tokenizer(make_corpus):
 
 
 def test_refuses_a_decoder_too_short(whole):
-    with pytest.raises(DataUsageError, match=r"set model\.decoder_length to 14"):
+    with pytest.raises(UserError, match=r"set model\.decoder_length to 14"):
         opened(whole, decoder_length=13)
 
 
@@ -229,5 +229,5 @@ def test_refuses_a_file_that_shrinks_while_in_use(whole):
 
 
 def test_refuses_samples_below_zero(whole):
-    with pytest.raises(DataUsageError, match="numbered from 0"):
+    with pytest.raises(UserError, match="numbered from 0"):
         opened(whole).batch(-1, 2)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.layout import DTYPE_CODES, dtype_for
 from megaswitch.data.writer import IndexedWriter
+from megaswitch.utils.errors import DataError, MissingInputError
 
 DTYPES = {code: dtype for code, dtype in DTYPE_CODES.items() if dtype.kind != "f"}
 
@@ -130,7 +130,7 @@ def test_missing_files_are_named(gone, put):
     prefix = put()
     for ending in gone:
         os.remove(f"{prefix}.{ending}")
-    with pytest.raises(MissingDataError) as caught:
+    with pytest.raises(MissingInputError) as caught:
         IndexedCorpus(prefix)
     assert f"{prefix}.idx" in str(caught.value) and f"{prefix}.bin" in str(caught.value)
     assert caught.value.exit_code == 66
@@ -139,7 +139,7 @@ def test_missing_files_are_named(gone, put):
 def test_a_folder_is_no_index(tmp_path):
     (tmp_path / "x.idx").mkdir()
     (tmp_path / "x.bin").write_bytes(BIN)
-    with pytest.raises(MissingDataError):
+    with pytest.raises(MissingInputError):
         IndexedCorpus(tmp_path / "x")
 
 

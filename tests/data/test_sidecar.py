@@ -6,9 +6,9 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.sidecar import FORMAT_VERSION, file_checksum, read_sidecar
+from megaswitch.utils.errors import DataError, MissingInputError
 
 
 def test_says_what_the_corpus_is(make_corpus, facts):
@@ -27,7 +27,7 @@ def file_checksum_of(prefix, ending):
 
 
 def test_checksum_of_a_missing_file(tmp_path):
-    with pytest.raises(MissingDataError, match=r"gone\.bin"):
+    with pytest.raises(MissingInputError, match=r"gone\.bin"):
         file_checksum(tmp_path / "gone.bin")
 
 

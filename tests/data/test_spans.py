@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaswitch.data.errors import DataUsageError
 from megaswitch.data.rng import derive_each
 from megaswitch.data.spans import SpanPlan, corrupt, corrupt_numpy, noise_counts, plan_spans, random_spans_helper
+from megaswitch.utils.errors import UserError
 
 
 def keys(count, seed=0):
@@ -105,5 +105,5 @@ def test_a_longer_decoder_is_padded():
     ],
 )
 def test_lengths_that_cannot_work_are_refused(arguments, says):
-    with pytest.raises(DataUsageError, match=says):
+    with pytest.raises(UserError, match=says):
         plan_spans(*arguments)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.data.config import DataConfig
-from megaswitch.data.errors import DataUsageError
 from megaswitch.data.split import parse_split, split_counts, split_documents
+from megaswitch.utils.errors import UserError
 
 shares = st.lists(st.integers(0, 100), min_size=3, max_size=3).filter(any)
 
@@ -55,5 +55,5 @@ def test_weights_are_exact():
     "text", ["", "1", "0.9,0.1", "1,1,1,1", "0,0,0", "a,b,c", "1,-1,1", "nan,1,1", "inf,1,1", "1,,1"]
 )
 def test_bad_splits_are_refused(text):
-    with pytest.raises(DataUsageError, match=r"data\.split"):
+    with pytest.raises(UserError, match=r"data\.split"):
         parse_split(text)

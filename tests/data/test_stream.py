@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.data import _native
-from megaswitch.data.errors import DataError
 from megaswitch.data.stream import Documents, Epoch, Stream, gather_numpy
+from megaswitch.utils.errors import DataError
 
 
 def documents(lengths, dtype=np.uint16):

@@ -5,8 +5,8 @@ import io
 import pytest
 import sentencepiece
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.tokenizer import Tokenizer, repair
+from megaswitch.utils.errors import DataError, MissingInputError
 
 SENTENCE = "the quick brown fox jumps over the lazy dog while a model reads text and fills in what is missing"
 WORDS = SENTENCE.split()
@@ -91,5 +91,5 @@ def test_files_that_are_no_models_are_refused(content, tmp_path):
 
 
 def test_missing_model(tmp_path):
-    with pytest.raises(MissingDataError, match=r"gone\.model cannot be read: No such file"):
+    with pytest.raises(MissingInputError, match=r"gone\.model cannot be read: No such file"):
         Tokenizer(tmp_path / "gone.model")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaswitch.data.errors import DataError, DataWriteError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.writer import IndexedWriter, write_files
+from megaswitch.utils.errors import CannotWriteError, DataError
 
 
 def test_leaving_without_finish_removes_what_was_written(tmp_path):
@@ -57,7 +57,7 @@ def test_no_index_ever_stands_without_its_bin(fails_at, tmp_path, monkeypatch, m
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataWriteError, match="cannot write") as caught:
+    with pytest.raises(CannotWriteError, match="cannot write") as caught:
         IndexedWriter(tmp_path / "file" / "x", np.dtype("<u2"))
     assert caught.value.exit_code == 73
 
@@ -69,7 +69,7 @@ def test_no_space_left(tmp_path, monkeypatch):
     with IndexedWriter(tmp_path / "x", np.dtype("<u2")) as writer:
         writer.add_document([1])
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(DataWriteError, match="No space left on device"):
+        with pytest.raises(CannotWriteError, match="No space left on device"):
             writer.finish()
     assert os.listdir(tmp_path) == []
 
@@ -83,7 +83,7 @@ def test_ids_that_do_not_fit_are_refused(tmp_path):
 
 def test_several_files_appear_together_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataWriteError):
+    with pytest.raises(CannotWriteError):
         write_files({tmp_path / "a": b"1", tmp_path / "file" / "b": b"2"})
     assert os.listdir(tmp_path) == ["file"]
     write_files({tmp_path / "a": b"1", tmp_path / "folder" / "b": b"2"})

@@ -6,18 +6,18 @@ import io
 import pytest
 from rich.console import Console
 
-from megaswitch.data.errors import DataError, DataUsageError, DataWriteError, MissingDataError
 from megaswitch.data.prep import command
 from megaswitch.data.prep.command import positive, progress, run
+from megaswitch.utils.errors import CannotWriteError, DataError, MissingInputError, UserError
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (DataError("wrong"), 65),
-        (DataUsageError("wrong"), 64),
-        (MissingDataError("wrong"), 66),
-        (DataWriteError("wrong"), 73),
+        (UserError("wrong"), 64),
+        (MissingInputError("wrong"), 66),
+        (CannotWriteError("wrong"), 73),
         (OSError("wrong"), 73),
         (KeyboardInterrupt(), 130),
     ],

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megaswitch.data.errors import DataError, DataUsageError, MissingDataError
 from megaswitch.data.prep.documents import Chunk, Report, read_lines, read_texts
+from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
 GOOD = b'{"text": "good"}'
 BAD = {
@@ -85,8 +85,8 @@ def test_chunks_are_whole_lines_whatever_their_size(size, tmp_path):
 
 
 def test_inputs_that_are_none(tmp_path):
-    with pytest.raises(MissingDataError, match=r"gone\.jsonl is missing"):
+    with pytest.raises(MissingInputError, match=r"gone\.jsonl is missing"):
         list(read_lines([tmp_path / "gone.jsonl"]))
     (tmp_path / "x.gz").write_bytes(b"")
-    with pytest.raises(DataUsageError, match=r"x\.gz is neither \.jsonl"):
+    with pytest.raises(UserError, match=r"x\.gz is neither \.jsonl"):
         list(read_lines([tmp_path / "x.gz"]))

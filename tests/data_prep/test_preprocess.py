@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megaswitch.data.errors import DataError, MissingDataError
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.prep import documents, preprocess
 from megaswitch.data.prep.preprocess import Encoding, main
 from megaswitch.data.tokenizer import Tokenizer
+from megaswitch.utils.errors import DataError, MissingInputError
 
 
 def contents(prefix):
@@ -114,6 +114,6 @@ def test_interruption_leaves_nothing(model, write_jsonl, tmp_path, monkeypatch, 
 
 
 def test_missing_input_is_refused_before_anything_is_opened(model, tmp_path):
-    with pytest.raises(MissingDataError):
+    with pytest.raises(MissingInputError):
         preprocess.preprocess([tmp_path / "gone.txt"], Encoding(model, "text", "skip"), str(tmp_path / "x"))
     assert os.listdir(tmp_path) == []
