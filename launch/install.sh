@@ -20,14 +20,14 @@ fail() { echo "install: error: $*" >&2; exit 69; }
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}; do
+    local candidates="${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}" candidate
+    for candidate in $candidates; do
         if command -v "$candidate" >/dev/null && is_new_enough "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    fail "Python 3.11 or newer is needed (found: $(python3 --version 2>&1 || echo none)). Install it, or name one: PYTHON=/path/to/python bash launch/install.sh"
+    fail "Python 3.11 or newer is needed, and none of these is one: $candidates. Install it, or name it: PYTHON=/path/to/python bash launch/install.sh"
 }
 
 # What the finished work depends on; a change of any of it means that the work is to be done again.

@@ -19,9 +19,9 @@ names_tests() {
 
 if ! names_tests "$@"; then
     echo "run: ruff"
-    .venv/bin/ruff check .
+    .venv/bin/python -m ruff check .
     echo "run: mypy"
-    .venv/bin/mypy
+    .venv/bin/python -m mypy
 fi
 echo "run: pytest"
 exec .venv/bin/python -m pytest "$@"
