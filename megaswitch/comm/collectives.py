@@ -75,7 +75,7 @@ def assert_replicated(x: Tensor, axis: Axis, what: str) -> None:
     """Raise AssertionError unless `x` is equal bit for bit on all ranks of the axis (NaN equals NaN)."""
     if axis.size == 1:
         return
-    bits = x.detach().contiguous().view(torch.uint8)
+    bits = x.detach().reshape(-1).contiguous().view(torch.uint8)
     highest = all_reduce(bits, axis, "max")
     lowest = 255 - all_reduce(255 - bits, axis, "max")
     assert torch.equal(highest, lowest), f"{what} differs between the ranks {axis.ranks} of {axis.name}"
