@@ -159,6 +159,7 @@ def answer(rank: int, n: int, folder: Path, fn: Callable[..., Any], args: tuple[
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=n, timeout=timeout
             )
+            dist.barrier()  # a rank that ended while another still connects to it would fail that one
             return b"+" + pickle.dumps(fn(*args))
         except BaseException:  # SystemExit and pytest's own failures too: the parent raises for them
             return b"-" + traceback.format_exc().encode(errors="replace")
