@@ -25,6 +25,9 @@ def grouped_linear(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor
     """
     if x_ND.dtype in _GROUPED_TYPES and _aligned(w_EDF) and x_ND.shape[0] > 0:
         ends = torch.tensor(counts, device=x_ND.device).cumsum(0).to(torch.int32)
-        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+        out_NF = F.grouped_mm(x_ND, w_EDF, offs=ends)
+        if out_NF.requires_grad:  # its backward refuses expanded gradients
+            out_NF.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+        return out_NF
     rows = torch.split(x_ND, list(counts))
     return torch.cat([row @ w for row, w in zip(rows, w_EDF.unbind(0), strict=True)])
