@@ -67,14 +67,28 @@ def cpu_group(place: Place, timeout: float) -> dist.ProcessGroup | None:
 
 @contextmanager
 def process_group(place: Place, seconds: float) -> Iterator[None]:
-    """The world's process group for the length of a run; nothing is started for one process alone.
+    """The world's process group for the length of a run; nothing is started for one process alone, nor when the
+    caller has started one.
 
-    A collective that takes longer than `seconds` ends the run.
+    A collective that takes longer than `seconds` ends the run. Raises PeerLostError when the others cannot be
+    met, or when a collective fails because one of them is gone.
     """
-    if place.world == 1:
+    started = place.world > 1 and not dist.is_initialized()
+    if started:
+        _meet(place, timedelta(seconds=seconds))
+    try:
         yield
-        return
-    timeout = timedelta(seconds=seconds)
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise PeerLostError(f"rank {place.rank}: another process died or stopped answering ({first})") from error
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _meet(place: Place, timeout: timedelta) -> None:
     backend = "nccl" if place.device.type == "cuda" else "gloo"
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
@@ -87,15 +101,6 @@ def process_group(place: Place, seconds: float) -> Iterator[None]:
             f"rank {place.rank} of {place.world} could not meet the others at {where}: {error}; "
             "check that all processes were started, with the same address and port"
         ) from error
-    try:
-        yield
-    except RuntimeError as error:
-        if not _lost_a_peer(error):
-            raise
-        first = str(error).splitlines()[0]
-        raise PeerLostError(f"rank {place.rank}: another process died or stopped answering ({first})") from error
-    finally:
-        dist.destroy_process_group()
 
 
 def _lost_a_peer(error: RuntimeError) -> bool:

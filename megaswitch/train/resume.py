@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megaswitch.checkpoint.choose import choose
+from megaswitch.checkpoint.choose import choose, committed
+from megaswitch.checkpoint.format import step_of
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.training import Progress, differences, progress_of, restore
 from megaswitch.config.documents import to_dict
@@ -56,8 +57,21 @@ def checkpoint_root(config: RunConfig) -> Path:
 
 def find_start(config: RunConfig, group: "dist.ProcessGroup | None") -> Reader | None:
     """The checkpoint to start from, opened; None for a fresh start. The same on all ranks."""
-    path = choose(checkpoint_root(config), config.checkpoint.resume, group)
-    return None if path is None else Reader(path, verify=False)
+    root, wanted = checkpoint_root(config), config.checkpoint.resume
+    path = choose(root, wanted, group)
+    reader = None if path is None else Reader(path, verify=False)
+    _refuse_older_start(root, wanted, 0 if reader is None else reader.step)
+    return reader
+
+
+def _refuse_older_start(root: Path, wanted: str, step: int) -> None:
+    """A run that was told to begin before checkpoints that are already there would mix with them."""
+    newer = [path.name for path in committed(root) if wanted != "auto" and (step_of(path.name) or 0) > step]
+    if newer:
+        raise UserError(
+            f"checkpoint.resume={wanted} would begin before {newer[0]}, which is in {root} already; "
+            "choose another run.dir, or move these checkpoints away"
+        )
 
 
 def _check_config(config: RunConfig, reader: Reader) -> None:

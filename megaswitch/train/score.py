@@ -6,6 +6,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from megaswitch.checkpoint.choose import choose
+from megaswitch.checkpoint.reader import Reader
 from megaswitch.data.dataset import SpanCorruptionDataset
 from megaswitch.data.spans import EOS
 from megaswitch.topology.start import cpu_group, find_place, process_group
@@ -13,7 +15,7 @@ from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
 from megaswitch.train.evaluate import evaluate
 from megaswitch.train.loop import lowest_sentinel, open_data, set_threads
-from megaswitch.train.resume import checkpoint_root, find_start, restore_weights
+from megaswitch.train.resume import checkpoint_root, restore_weights
 from megaswitch.train.system import build
 from megaswitch.utils.errors import MissingInputError
 from megaswitch.utils.logging import setup
@@ -42,9 +44,11 @@ def score(config: RunConfig) -> int:
     source = open_data(config, "valid")
     set_threads(config, place)
     with process_group(place, config.run.timeout):
-        start = find_start(config, cpu_group(place, config.run.timeout))
-        if start is None:
+        group = cpu_group(place, config.run.timeout)
+        path = choose(checkpoint_root(config), config.checkpoint.resume, group)
+        if path is None:
             raise MissingInputError(f"no checkpoint is below {checkpoint_root(config)}; name one by checkpoint.resume")
+        start = Reader(path, verify=False)
         system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=False)
         progress = restore_weights(system, start)
         result = evaluate(system, source)
