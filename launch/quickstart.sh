@@ -13,7 +13,7 @@ bash launch/install.sh
 bin="$PWD/.venv/bin"
 data="runs/quickstart-data"
 config="launch/configs/quickstart.toml"
-half=250
+half=300
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 OMP_NUM_THREADS=1
 mkdir -p "$data"
 

@@ -35,15 +35,24 @@ def own_range(system: System, first: int) -> tuple[int, int]:
     return first + system.topology.dp.rank * system.sequences, system.sequences
 
 
-def load_work(system: System, source: Source, step: int, first: int, *, training: bool) -> Work:
-    """This rank's part of the global batch that begins at sample `first`, cut into micro-batches."""
-    config, topology, size = system.config, system.topology, system.config.train.micro_batch
+def micro_ranges(system: System, first: int) -> list[tuple[int, int]]:
+    """First sample and count of each of this rank's micro-batches of that global batch."""
     start, count = own_range(system, first)
+    size = system.config.train.micro_batch
+    return [(at, size) for at in range(start, start + count, size)]
+
+
+def read(system: System, source: Source, first: int) -> list[Sequences]:
+    """This rank's micro-batches of the global batch that begins at sample `first`."""
+    return [source.batch(at, size) for at, size in micro_ranges(system, first)]
+
+
+def make_work(system: System, sequences: Sequence[Sequences], step: int, *, training: bool) -> Work:
+    """One step's work from this rank's micro-batches."""
+    config, topology = system.config, system.topology
     batches = [
-        make_micro_batch(
-            source.batch(at, size), topology.tp.size, topology.device, route_padding=config.model.route_padding
-        )
-        for at in range(start, start + count, size)
+        make_micro_batch(rows, topology.tp.size, topology.device, route_padding=config.model.route_padding)
+        for rows in sequences
     ]
     targets = _count_targets(system, batches)
     groups = {stack: config.train.global_batch / config.model.group_size(stack) for stack in STACKS}

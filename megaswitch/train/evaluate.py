@@ -5,7 +5,7 @@ from typing import Protocol
 
 from megaswitch.model.record import Record, StepRecord
 from megaswitch.pipeline.schedule import forward_only
-from megaswitch.train.batches import Source, load_work
+from megaswitch.train.batches import Source, make_work, read
 from megaswitch.train.system import System
 
 
@@ -42,7 +42,8 @@ def evaluate(system: System, source: FiniteSource) -> Evaluation:
     schedule = forward_only(layout.pp, layout.num_chunks, system.num_microbatches)
     count = num_batches(system, source)
     for i in range(count):
-        work = load_work(system, source, 0, i * config.train.global_batch, training=False)
+        sequences = read(system, source, i * config.train.global_batch)
+        work = make_work(system, sequences, 0, training=False)
         own = schedule[system.topology.pp.rank]
         system.executor.run(own, work.batches, work.contexts, record, train=False)
     summed = record.summed(system.topology.world)

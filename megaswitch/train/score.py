@@ -13,8 +13,9 @@ from megaswitch.data.spans import EOS
 from megaswitch.topology.start import cpu_group, find_place, process_group
 from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
+from megaswitch.train.corpora import lowest_sentinel, open_data
 from megaswitch.train.evaluate import evaluate
-from megaswitch.train.loop import lowest_sentinel, open_data, set_threads
+from megaswitch.train.loop import set_threads
 from megaswitch.train.resume import checkpoint_root, restore_weights
 from megaswitch.train.system import build
 from megaswitch.utils.errors import MissingInputError

@@ -1,15 +1,17 @@
 """One optimizer step over a global batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 
+from megaswitch.model.micro_batch import Sequences
 from megaswitch.model.record import Record, StepRecord
 from megaswitch.optim.clip import clip_, gradient_norm
 from megaswitch.optim.schedule import learning_rate
 from megaswitch.pipeline.schedule import make_schedule
-from megaswitch.train.batches import Source, load_work
+from megaswitch.train.batches import make_work
 from megaswitch.train.system import System
 from megaswitch.utils.errors import DivergedError
 from megaswitch.utils.host import host_read
@@ -35,13 +37,16 @@ def total_loss(system: System, record: StepRecord) -> float:
     return (record.nll + record.z) / max(record.targets, 1.0) + aux
 
 
-def compute_gradients(system: System, source: Source, step: int, first: int, *, stop: bool = False) -> StepRecord:
-    """Forward and backward of the global batch that begins at sample `first`; gradients end up reduced.
+def compute_gradients(
+    system: System, sequences: Sequence[Sequences], step: int, *, stop: bool = False
+) -> StepRecord:
+    """Forward and backward of a global batch, of which `sequences` are this rank's micro-batches; gradients end up
+    reduced.
 
     `stop` is this process's wish to end after the step; the record's `stops` counts the wishes of all.
     """
     config, layout = system.config, system.config.layout
-    work = load_work(system, source, step, first, training=True)
+    work = make_work(system, sequences, step, training=True)
     record = Record(config.model, system.topology.device)
     record.ask_to_stop(stop)
     system.buckets.zero_grad()
@@ -52,10 +57,10 @@ def compute_gradients(system: System, source: Source, step: int, first: int, *, 
     return record.summed(system.topology.world)
 
 
-def train_step(system: System, source: Source, step: int, first: int, *, stop: bool = False) -> StepResult:
+def train_step(system: System, sequences: Sequence[Sequences], step: int, *, stop: bool = False) -> StepResult:
     """Step number `step` (from 0): gradients, norm, clipping, update; no update when a number is not finite."""
     config = system.config
-    record = compute_gradients(system, source, step, first, stop=stop)
+    record = compute_gradients(system, sequences, step, stop=stop)
     norm = gradient_norm(system.buckets)
     grad_norm, loss = float(host_read("grad_norm", norm.unsqueeze(0))[0]), total_loss(system, record)
     if not (isfinite(grad_norm) and isfinite(loss)):

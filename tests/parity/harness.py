@@ -18,6 +18,7 @@ from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.optimizer import StateTensor, master_state
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.start import Place
+from megaswitch.train.batches import read
 from megaswitch.train.config import RunConfig, TrainConfig
 from megaswitch.train.step import compute_gradients, total_loss, train_step
 from megaswitch.train.system import System, build
@@ -130,11 +131,11 @@ def place() -> Place:
 def run_rank(config: RunConfig, steps: int = STEPS) -> tuple[dict[str, list[float]], Slices, Slices]:
     """One rank's steps."""
     system, source = build(config, place()), RandomSource(config.model)
-    record = compute_gradients(system, source, 0, 0)
+    record = compute_gradients(system, read(system, source, 0), 0)
     grads, first_norm = gradients_of(system), gradient_norm(system.buckets).item()
     scalars: dict[str, list[float]] = {"loss": [total_loss(system, record)], "grad_norm": [first_norm]}
     for step in range(steps):
-        result = train_step(system, source, step, step * config.train.global_batch)
+        result = train_step(system, read(system, source, step * config.train.global_batch), step)
         parts = {"loss": result.loss, "grad_norm": result.grad_norm, "aux": result.record.aux}
         parts |= {"nll": result.record.mean_nll, "z": result.record.z, "dropped": result.record.dropped_share}
         for name, layer in result.record.layers.items():

@@ -1,0 +1,90 @@
+"""What a run tells: a line of metrics a step, TensorBoard events, and a progress line now and then."""
+
+import logging
+from pathlib import Path
+
+from megaswitch.checkpoint.training import Progress
+from megaswitch.train.board import Board
+from megaswitch.train.config import RunConfig
+from megaswitch.train.evaluate import Evaluation
+from megaswitch.train.run_folder import Metrics
+from megaswitch.train.speed import Speed, clock_text
+from megaswitch.train.step import StepResult
+
+log = logging.getLogger(__name__)
+
+Line = dict[str, float | int]
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+def metrics_line(
+    config: RunConfig, progress: Progress, result: StepResult, evaluation: Evaluation | None, tokens_per_s: float
+) -> Line:
+    """One step's record. loss = nll + z_loss + aux_loss + router_z_loss, each with its coefficient."""
+    record, model = result.record, config.model
+    line: Line = {
+        "step": progress.step,
+        "samples": progress.samples,
+        "loss": result.loss,
+        "nll": record.mean_nll,
+        "aux_loss": model.aux_loss_coef * record.aux,
+        "z_loss": record.z / max(record.targets, 1.0),
+        "router_z_loss": model.router_z_loss_coef * record.router_z,
+        "dropped": record.dropped_share,
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "tokens_per_s": tokens_per_s,
+    }
+    if evaluation is not None:
+        line |= {"valid_nll": evaluation.nll, "valid_content_nll": evaluation.content_nll}
+    return line
+
+
+class Reporter:
+    """The first rank's records, in the run's folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, first_step: int) -> None:
+        self.config = config
+        self.metrics = Metrics(folder, first_step)
+        self.board = Board(folder / "tb", first_step) if config.log.tensorboard else None
+
+    def tell(self, progress: Progress, result: StepResult, evaluation: Evaluation | None, speed: Speed) -> None:
+        """Record one step."""
+        step, every = progress.step, self.config.log.every
+        line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s)
+        self.metrics.write(line)
+        if due(step, every) or step == 1:
+            self._say(line, speed)
+        if self.board is not None:
+            self._show(self.board, step, result, line)
+
+    def _say(self, line: Line, speed: Speed) -> None:
+        log.info(
+            "step %d/%d  loss %.4f  nll %.4f  aux %.4f  dropped %.1f%%  norm %.3f  "
+            "%.0f tokens/s  %.0f%% of peak  %s left",
+            *(line["step"], self.config.train.steps, line["loss"], line["nll"], line["aux_loss"]),
+            *(100 * line["dropped"], line["grad_norm"], speed.tokens_per_s),
+            *(100 * speed.share_of_peak, clock_text(speed.seconds_left)),
+        )
+
+    def _show(self, board: Board, step: int, result: StepResult, line: Line) -> None:
+        every = self.config.log
+        if "valid_nll" in line:
+            board.scalars(
+                step, {"valid/nll": line["valid_nll"], "valid/content_nll": line["valid_content_nll"]}
+            )
+        if due(step, every.every) or step == 1:
+            board.scalars(step, {f"train/{k}": v for k, v in line.items() if not k.startswith(("valid", "step"))})
+            board.layers(step, result.record)
+        if due(step, every.images_every) or step == 1:
+            board.picture(step, result.record)
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
