@@ -1,12 +1,15 @@
 """The splits of a run's corpora."""
 
+import logging
 from typing import Literal
 
 from megaswitch.data.dataset import SpanCorruptionDataset, open_split
 from megaswitch.data.spans import NUM_SENTINELS
 from megaswitch.data.split import parse_split
 from megaswitch.train.config import RunConfig
-from megaswitch.utils.errors import MissingInputError
+from megaswitch.utils.errors import DataError, MissingInputError
+
+log = logging.getLogger(__name__)
 
 
 def open_data(config: RunConfig, split: Literal["train", "valid"]) -> SpanCorruptionDataset:
@@ -24,9 +27,18 @@ def open_data(config: RunConfig, split: Literal["train", "valid"]) -> SpanCorrup
     )
 
 
-def wants_validation(config: RunConfig) -> bool:
-    """Whether documents are set apart for validation."""
-    return bool(config.data.valid) or parse_split(config.data.split)[1] > 0
+def open_validation(config: RunConfig) -> SpanCorruptionDataset | None:
+    """The validation set of a training run; None when none is set apart, or (said loudly) when the documents that
+    `data.split` sets apart of a small corpus do not fill one sample."""
+    if config.data.valid:
+        return open_data(config, "valid")
+    if parse_split(config.data.split)[1] == 0:
+        return None
+    try:
+        return open_data(config, "valid")
+    except DataError as error:
+        log.warning("training without validation: %s", error)
+        return None
 
 
 def lowest_sentinel(source: SpanCorruptionDataset) -> int:

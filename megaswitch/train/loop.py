@@ -18,7 +18,7 @@ from megaswitch.topology.start import Place, cpu_group, find_place, process_grou
 from megaswitch.train.batches import micro_ranges
 from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
-from megaswitch.train.corpora import lowest_sentinel, open_data, wants_validation
+from megaswitch.train.corpora import lowest_sentinel, open_data, open_validation
 from megaswitch.train.evaluate import Evaluation, evaluate
 from megaswitch.train.reporter import Reporter, due
 from megaswitch.train.resume import checkpoint_root, find_start, resume
@@ -56,7 +56,7 @@ def train(config: RunConfig, place: Place | None = None) -> int:
     setup(place.rank, place.world)
     refuse(check(config, place.world))
     source = open_data(config, "train")
-    valid = open_data(config, "valid") if wants_validation(config) else None
+    valid = open_validation(config)
     set_threads(config, place)
     with process_group(place, config.run.timeout), stop_on_signals() as stop:
         group = cpu_group(place, config.run.timeout)
