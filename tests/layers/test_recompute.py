@@ -7,6 +7,7 @@ import torch
 from parity.harness import RandomSource, small
 
 from megaswitch.topology.start import Place
+from megaswitch.train.batches import read
 from megaswitch.train.step import compute_gradients
 from megaswitch.train.system import build
 
@@ -15,7 +16,7 @@ def gradients(recompute: str):
     config = small(jitter=0.05, dropout=0.2, router_z_loss_coef=0.01)
     config = replace(config, train=replace(config.train, recompute=recompute, global_batch=4))
     system = build(config, Place(0, 1, 0, 1, torch.device("cpu")))
-    record = compute_gradients(system, RandomSource(config.model), 0, 0)
+    record = compute_gradients(system, read(system, RandomSource(config.model), 0), 0)
     return record, {name: p.grad.clone() for name, p in system.buckets.params.items()}
 
 
