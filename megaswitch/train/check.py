@@ -45,6 +45,7 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         "train.global_batch": train.global_batch,
         "train.micro_batch": train.micro_batch,
         "optim.bucket_elements": optim.bucket_elements,
+        "log.every": config.log.every,
     }
     at_least_0: dict[str, float] = {
         "model.num_experts": model.num_experts,
@@ -56,7 +57,6 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         "eval.batches": config.eval.batches,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
-        "log.every": config.log.every - 1,
     }
     shares = {"model.dropout": model.dropout, "model.jitter": model.jitter}
     shares["model.expert_dropout"] = model.hidden_dropout_of_experts
