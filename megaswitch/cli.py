@@ -62,7 +62,7 @@ def _check_config(argv: Sequence[str]) -> int:
     for i, word in enumerate(argv):
         if word == "--world" or word.startswith("--world="):
             value = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
-            if not value.isdigit():
+            if not (value.isdecimal() and int(value)):
                 raise UserError("--world wants the number of processes, as in --world 8")
             world = int(value)
             del rest[i : i + (1 if "=" in word else 2)]
