@@ -12,127 +12,74 @@
 All are the identity on an axis of size 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megaswitch.comm import collectives
+from megaswitch.comm.collectives import all_gather, all_reduce, all_to_all, own_part, reduce_scatter
 from megaswitch.topology.topology import Axis
 
-
-class _CopyTo(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return collectives.all_reduce(grad, ctx.axis), None
+_Map = Callable[[Tensor], Tensor]
 
 
-class _ReduceFrom(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        return collectives.all_reduce(x, axis)
+class _Dual(torch.autograd.Function):
+    """A linear map and the map that its gradient goes back through."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _GatherAlong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return collectives.all_gather(x, axis, dim)
+    def forward(ctx: Any, x: Tensor, forward: _Map, backward: _Map) -> Tensor:
+        ctx.back = backward
+        return forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return collectives.reduce_scatter(grad, ctx.axis, ctx.dim), None, None
+        return ctx.back(grad), None, None
 
 
-class _ScatterAlong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return collectives.reduce_scatter(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return collectives.all_gather(grad, ctx.axis, ctx.dim), None, None
+def _dual(x: Tensor, axis: Axis, forward: _Map, backward: _Map) -> Tensor:
+    if axis.size == 1:
+        return x
+    out: Tensor = _Dual.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    return out
 
 
-class _SplitAlong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return collectives.own_part(x, axis, dim).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return collectives.all_gather(grad, ctx.axis, ctx.dim), None, None
-
-
-class _ConcatAlong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return collectives.all_gather(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return collectives.own_part(grad, ctx.axis, ctx.dim).contiguous(), None, None
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        ctx.axis, ctx.send, ctx.receive = axis, send, receive
-        return collectives.all_to_all(x, axis, send, receive)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return collectives.all_to_all(grad, ctx.axis, ctx.receive, ctx.send), None, None, None
+def _same(x: Tensor) -> Tensor:
+    return x.view_as(x)
 
 
 def copy_to(x: Tensor, axis: Axis) -> Tensor:
     """`x`, which all ranks hold alike; gradients, of which each rank has a part, are summed."""
-    return x if axis.size == 1 else _apply(_CopyTo, x, axis)
+    return _dual(x, axis, _same, lambda grad: all_reduce(grad, axis))
 
 
 def reduce_from(x: Tensor, axis: Axis) -> Tensor:
     """The sum of `x` over the axis; its gradient, which all ranks hold alike, passes unchanged."""
-    return x if axis.size == 1 else _apply(_ReduceFrom, x, axis)
+    return _dual(x, axis, lambda x: all_reduce(x, axis), _same)
 
 
 def gather_along(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """The parts of all ranks along `dim`; gradients are summed and cut again."""
-    return x if axis.size == 1 else _apply(_GatherAlong, x, axis, dim)
+    return _dual(x, axis, lambda x: all_gather(x, axis, dim), lambda grad: reduce_scatter(grad, axis, dim))
 
 
 def scatter_along(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """This rank's part along `dim` of the sum; gradients are gathered."""
-    return x if axis.size == 1 else _apply(_ScatterAlong, x, axis, dim)
+    return _dual(x, axis, lambda x: reduce_scatter(x, axis, dim), lambda grad: all_gather(grad, axis, dim))
 
 
 def split_along(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """This rank's part along `dim` of what all ranks hold alike; gradients are gathered."""
-    return x if axis.size == 1 else _apply(_SplitAlong, x, axis, dim)
+    return _dual(x, axis, lambda x: own_part(x, axis, dim).contiguous(), lambda grad: all_gather(grad, axis, dim))
 
 
 def concat_along(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """The parts of all ranks along `dim`, from then on held alike; the gradient's own part goes back."""
-    return x if axis.size == 1 else _apply(_ConcatAlong, x, axis, dim)
+    return _dual(x, axis, lambda x: all_gather(x, axis, dim), lambda grad: own_part(grad, axis, dim).contiguous())
 
 
 def exchange(x: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int]) -> Tensor:
     """Rows to other ranks, `send[i]` to rank i and `receive[i]` from it; gradients travel back."""
-    return x if axis.size == 1 else _apply(_Exchange, x, axis, send, receive)
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    out: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return out
+    return _dual(
+        x, axis, lambda x: all_to_all(x, axis, send, receive), lambda grad: all_to_all(grad, axis, receive, send)
+    )

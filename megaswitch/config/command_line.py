@@ -104,7 +104,7 @@ def _tidy(argv: Sequence[str], keys: Collection[str]) -> tuple[list[str], list[s
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
-        name, has_value, _ = argument.removeprefix("--").partition("=")
+        name, has_value, value = argument.removeprefix("--").partition("=")
         if argument == _PRINT:  # jsonargparse would answer it in its own way
             continue
         if argument in _HELP:
@@ -117,7 +117,7 @@ def _tidy(argv: Sequence[str], keys: Collection[str]) -> tuple[list[str], list[s
             argument, has_value = f"{argument}={rest.pop(0)}", "="
         if name != "config" and name not in keys:
             problems.append(_unknown(name, keys))
-        elif not has_value:
+        elif not has_value or value == "--":  # argparse takes a lone "--" for its own mark
             problems.append(f"{WHERE}: --{name} needs a value: --{name}=...")
         else:
             tidy.append(argument)

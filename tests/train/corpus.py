@@ -20,6 +20,21 @@ from megaswitch.topology.start import Place
 from megaswitch.train.config import EvalConfig, LogConfig, PlaceConfig, RunConfig, TrainConfig
 
 VOCABULARY = 160
+MODEL_ARGUMENTS = [
+    "--model.vocab_size=160",
+    "--model.d_model=16",
+    "--model.d_ff=24",
+    "--model.d_kv=4",
+    "--model.num_heads=4",
+    "--model.num_encoder_layers=2",
+    "--model.num_decoder_layers=2",
+    "--model.num_experts=4",
+    "--model.num_sparse_encoder_layers=1",
+    "--model.num_sparse_decoder_layers=1",
+    "--model.encoder_length=16",
+    "--model.decoder_length=6",
+]
+"""The model of `tiny_run` for a command line, without noise and with the usual capacity."""
 
 
 def write_corpus(prefix: Path, documents: int = 60, seed: int = 0) -> Path:
@@ -57,7 +72,7 @@ def tiny_run(folder: Path, corpus: Path, **layout: Any) -> RunConfig:
         train=TrainConfig(steps=6, global_batch=4, micro_batch=1, seed=5, dtype="float64"),
         optim=OptimConfig(min_dim_to_factor=16, warmup_steps=100),
         data=DataConfig(train=str(corpus), split="0.8,0.2,0"),
-        eval=EvalConfig(every=0, batches=1),
+        eval=EvalConfig(every=0),
         checkpoint=CheckpointConfig(every=0),
         run=PlaceConfig(dir=str(folder), device="cpu", threads=1, timeout=60.0),
         log=LogConfig(tensorboard=False),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from train.corpus import MODEL_ARGUMENTS as MODEL
 from train.corpus import write_corpus
 
 from megaswitch.cli import main
@@ -12,20 +13,6 @@ from megaswitch.data.layout import dtype_for
 from megaswitch.data.sidecar import TokenizerFacts
 from megaswitch.data.writer import IndexedWriter
 
-MODEL = [
-    "--model.vocab_size=160",
-    "--model.d_model=16",
-    "--model.d_ff=24",
-    "--model.d_kv=4",
-    "--model.num_heads=4",
-    "--model.num_encoder_layers=2",
-    "--model.num_decoder_layers=2",
-    "--model.num_experts=4",
-    "--model.num_sparse_encoder_layers=1",
-    "--model.num_sparse_decoder_layers=1",
-    "--model.encoder_length=16",
-    "--model.decoder_length=6",
-]
 RUN = ["--train.steps=2", "--train.global_batch=4", "--run.threads=1", "--run.device=cpu", "--log.tensorboard=false"]
 
 

@@ -10,24 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train.corpus import write_corpus
+from train.corpus import MODEL_ARGUMENTS, write_corpus
 
 from megaswitch.checkpoint.choose import committed
 
 SECONDS = 90
 ARGUMENTS = [
-    "--model.vocab_size=160",
-    "--model.d_model=16",
-    "--model.d_ff=24",
-    "--model.d_kv=4",
-    "--model.num_heads=4",
-    "--model.num_encoder_layers=2",
-    "--model.num_decoder_layers=2",
-    "--model.num_experts=4",
-    "--model.num_sparse_encoder_layers=1",
-    "--model.num_sparse_decoder_layers=1",
-    "--model.encoder_length=16",
-    "--model.decoder_length=6",
+    *MODEL_ARGUMENTS,
     "--layout.ep=2",
     "--train.global_batch=4",
     "--train.steps=1000000",
