@@ -3,7 +3,7 @@
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megaswitch.model.config import ModelConfig
@@ -34,6 +34,8 @@ def test_no_other_cut_is_cheaper(data, costs):
     pp=st.integers(1, 6),
     chunks=st.sampled_from([None, 1, 2, 3, 4]),
 )
+@example(blocks=(9, 2), pp=1, chunks=4)
+@example(blocks=(8, 9), pp=2, chunks=4)
 def test_stages_are_whole_and_not_empty_or_it_is_told(blocks, pp, chunks):
     config = ModelConfig(num_encoder_layers=blocks[0], num_decoder_layers=blocks[1], d_model=8, d_ff=16, vocab_size=50)
     layout = LayoutConfig(pp=pp, chunks=chunks)

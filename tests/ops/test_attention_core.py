@@ -87,10 +87,9 @@ def test_dropout_falls_on_the_weights():
 
 
 def test_logits_and_softmax_are_at_least_float32():
-    """Two keys whose logits bf16 cannot tell apart: 256 and 257."""
-    q = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
-    k = torch.tensor([256.0, 1.0], dtype=torch.bfloat16).view(1, 2, 1, 1)
-    v = torch.tensor([0.0, 1.0], dtype=torch.bfloat16).view(1, 2, 1, 1)
-    bias = torch.tensor([0.0, 256.0]).view(1, 1, 1, 2)
-    out = attention(q, k, v, bias, None)
+    """Two keys whose logits, 257 and 256, are one number in bf16."""
+    q = torch.ones(1, 1, 1, 2, dtype=torch.bfloat16)
+    k = torch.tensor([[256.0, 1.0], [256.0, 0.0]], dtype=torch.bfloat16).view(1, 2, 1, 2)
+    v = torch.tensor([1.0, 0.0], dtype=torch.bfloat16).view(1, 2, 1, 1)
+    out = attention(q, k, v, None, None)
     assert out.item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=4e-3)
