@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from megaswitch.config.load import load
 from megaswitch.model.presets import presets
+from megaswitch.topology.environment import process_number
 from megaswitch.train.config import RunConfig
 from megaswitch.utils.errors import EXIT_INTERNAL, UserError
 
@@ -51,14 +52,14 @@ def _fill(argv: Sequence[str]) -> int:
 
 
 def _info(argv: Sequence[str]) -> int:
-    from megaswitch.train.info import main
+    from megaswitch.train.info_command import main
 
     return main(argv)
 
 
 def _check_config(argv: Sequence[str]) -> int:
     """--world N (default: WORLD_SIZE or 1) stands before or between the configuration's own arguments."""
-    rest, world = list(argv), int(os.environ.get("WORLD_SIZE", "1"))
+    rest, world = list(argv), process_number("WORLD_SIZE", 1, least=1)
     for i, word in enumerate(argv):
         if word == "--world" or word.startswith("--world="):
             value = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")

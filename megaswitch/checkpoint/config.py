@@ -1,6 +1,7 @@
 """When checkpoints are written and which one a run starts from (no torch here)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,4 +18,4 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 3
     resume: str = "auto"
-    data_mismatch: str = "refuse"
+    data_mismatch: Literal["refuse", "accept"] = "refuse"

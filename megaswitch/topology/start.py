@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from megaswitch.topology.environment import process_number
 from megaswitch.utils.errors import PeerLostError, UserError
 
 
@@ -27,9 +28,12 @@ class Place:
 
 
 def find_place(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
-    """Read torchrun's variables; without them this is the only process. Starts nothing."""
-    names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    rank, world, local, local_world = (int(os.environ.get(name, alone)) for name, alone in names)
+    """Read torchrun's variables; without them this is the only process. Starts nothing.
+
+    UserError when one of them is no number, or when there is no GPU where one is wanted.
+    """
+    rank, local = process_number("RANK", 0), process_number("LOCAL_RANK", 0)
+    world, local_world = process_number("WORLD_SIZE", 1, least=1), process_number("LOCAL_WORLD_SIZE", 1, least=1)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("run.device is cuda but torch finds no GPU here; use --run.device=cpu or install a CUDA build")
@@ -45,10 +49,12 @@ def _single_node(place: Place) -> bool:
 def _store(place: Place, timeout: timedelta) -> Store:
     """torchrun's store. On one node it is prefixed by the attempt, since torchrun keeps the dead attempt's
     addresses in it; on several nodes it must not be, because the attempt is counted by each agent alone."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not (port.isascii() and port.isdecimal()):
+        raise UserError(f"the environment's MASTER_PORT is {port!r}, which is no port; torchrun sets it")
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store: Store = TCPStore(
-        host, port, place.world, is_master=not shared and place.rank == 0, timeout=timeout, multi_tenant=True
+        host, int(port), place.world, is_master=not shared and place.rank == 0, timeout=timeout, multi_tenant=True
     )
     if _single_node(place):
         store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

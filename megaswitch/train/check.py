@@ -10,12 +10,14 @@ from megaswitch.model.config import STACKS, ModelConfig
 from megaswitch.model.units import stage_problems
 from megaswitch.topology.grid import layout_problems
 from megaswitch.train.config import RunConfig
+from megaswitch.train.ranges import range_problems
+from megaswitch.utils.errors import UserError
 from megaswitch.utils.problem import Problem
 
 
 def check(config: RunConfig, world: int) -> list[Problem]:
     """All problems of training `config` with `world` processes; empty when there are none."""
-    problems = [*_ranges(config), *_model(config.model), *layout_problems(config.layout, world)]
+    problems = [*range_problems(config), *_model(config.model), *layout_problems(config.layout, world)]
     if problems:
         return problems
     return [
@@ -26,61 +28,13 @@ def check(config: RunConfig, world: int) -> list[Problem]:
     ]
 
 
-def _ranges(config: RunConfig) -> Iterator[Problem]:
-    """Numbers that mean nothing outside a range."""
-    model, train, optim = config.model, config.train, config.optim
-    at_least_1: dict[str, float] = {
-        "model.vocab_size": model.vocab_size,
-        "model.d_model": model.d_model,
-        "model.d_ff": model.d_ff,
-        "model.d_kv": model.d_kv,
-        "model.num_heads": model.num_heads,
-        "model.num_encoder_layers": model.num_encoder_layers,
-        "model.num_decoder_layers": model.num_decoder_layers,
-        "model.encoder_length": model.encoder_length,
-        "model.decoder_length": model.decoder_length,
-        "model.group_sequences": model.group_sequences,
-        "model.decoder_group_sequences": model.group_size("decoder"),
-        "train.steps": train.steps,
-        "train.global_batch": train.global_batch,
-        "train.micro_batch": train.micro_batch,
-        "optim.bucket_elements": optim.bucket_elements,
-        "log.every": config.log.every,
-    }
-    at_least_0: dict[str, float] = {
-        "model.num_experts": model.num_experts,
-        "model.min_capacity": model.min_capacity,
-        "train.stop_after": train.stop_after,
-        "optim.clip": optim.clip,
-        "optim.warmup_steps": optim.warmup_steps,
-        "eval.every": config.eval.every,
-        "eval.batches": config.eval.batches,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    shares = {"model.dropout": model.dropout, "model.jitter": model.jitter}
-    shares["model.expert_dropout"] = model.hidden_dropout_of_experts
-    for key, value in at_least_1.items():
-        if value < 1:
-            yield Problem(key, f"is {value}", "give at least 1")
-    for key, value in at_least_0.items():
-        if not value >= 0:
-            yield Problem(key, f"is {value}", "give a number that is not below its least value")
-    for key, value in shares.items():
-        if not 0.0 <= value < 1.0:
-            yield Problem(key, f"is {value}", "give a number from 0 up to, but not including, 1")
-    factors = {"capacity_factor": model.capacity_factor, "eval_capacity_factor": model.eval_capacity_factor}
-    for key, factor in factors.items():
-        if factor is not None and not factor > 0.0:
-            yield Problem(f"model.{key}", f"is {factor}", "give a number above 0, or null to drop nothing")
-
-
 def _model(model: ModelConfig) -> Iterator[Problem]:
     """Sparse layers and experts belong together."""
     sparse = {stack: getattr(model, f"num_sparse_{stack}_layers") for stack in STACKS}
     for stack, number in sparse.items():
-        if not 0 <= number <= model.num_layers(stack):
-            remedy = f"give a number from 0 to {model.num_layers(stack)}"
+        layers = model.num_layers(stack)
+        if layers >= 1 and not 0 <= number <= layers:
+            remedy = f"give a number from 0 to {layers}"
             yield Problem(f"model.num_sparse_{stack}_layers", f"is {number}", remedy)
     if model.num_experts and not any(sparse.values()):
         remedy = "set model.num_sparse_encoder_layers and model.num_sparse_decoder_layers, or model.num_experts=0"
@@ -129,8 +83,13 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     model, data = config.model, config.data
     try:
         _, targets = random_spans_helper(model.encoder_length, data.noise_density, data.mean_span_length)
-    except ValueError as error:
-        yield Problem("model.encoder_length", str(error), "change it, or the data's noise_density and mean_span_length")
+    except UserError as error:
+        key, _, message = str(error).partition(" ")
+        if key.startswith("data."):
+            yield Problem(key, message, "T5 takes data.noise_density=0.15 and data.mean_span_length=3")
+        else:
+            remedy = "change it, or data.noise_density and data.mean_span_length"
+            yield Problem("model.encoder_length", str(error), remedy)
         return
     if targets > model.decoder_length:
         message = f"= {model.decoder_length} is too short for the targets of {model.encoder_length} encoder tokens"

@@ -1,18 +1,12 @@
-"""`megaswitch info`: what a preset's model consists of; nothing is allocated."""
+"""What `megaswitch info` tells: what a preset's model consists of; nothing is allocated."""
 
-import argparse
-import sys
-from collections.abc import Sequence
 from typing import Any
-
-import orjson
 
 from megaswitch.model.config import STACKS, ModelConfig, capacity
 from megaswitch.model.flops import flops_per_sequence
 from megaswitch.model.presets import presets
 from megaswitch.model.units import param_specs
 from megaswitch.params.derive import count
-from megaswitch.utils.errors import UserError
 
 
 def describe(preset: str) -> dict[str, Any]:
@@ -37,23 +31,8 @@ def describe(preset: str) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
-    names = list(presets())
-    parser = argparse.ArgumentParser(
-        "megaswitch info",
-        description="Parameters by part and forward FLOPs per sequence of a preset.",
-        epilog="Example: megaswitch info switch_base_128 --json. Presets: " + ", ".join(names),
-    )
-    parser.add_argument("preset", metavar="PRESET")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    args = parser.parse_args(argv)
-    if args.preset not in names:
-        raise UserError(f"there is no preset {args.preset}; the presets are {', '.join(names)}")
-    facts = describe(args.preset)
-    if args.json:
-        sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-        return 0
+def as_text(facts: dict[str, Any]) -> str:
+    """What `describe` found, a line a fact."""
     parts = {name: number for name, number in facts["parameters"]["by_part"].items() if number}
     lines = [f"{name:<12}{number:>22,}" for name, number in {**parts, "total": facts["parameters"]["total"]}.items()]
     lines.append(f"forward FLOPs per sequence {facts['flops_per_sequence']:.4g}")
@@ -61,5 +40,4 @@ def main(argv: Sequence[str]) -> int:
         f"{stack}: {slots} slots an expert for a group of {facts['tokens_of_a_group'][stack]} tokens"
         for stack, slots in facts["capacity"].items()
     ]
-    sys.stdout.write("\n".join([f"{args.preset}", *lines]) + "\n")
-    return 0
+    return "\n".join([f"{facts['preset']}", *lines]) + "\n"

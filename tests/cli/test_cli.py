@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from megaswitch.cli import COMMANDS
+from megaswitch.model.presets import presets
 from megaswitch.train.config import RunConfig
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from megaswitch.cli import main; sys.exit(main())"
@@ -85,6 +86,28 @@ def test_info_of_what_is_no_preset():
     assert done.returncode == 64 and done.stdout == ""
     assert "switch_base_9" in done.stderr and "switch_base_8" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_help_of_info_names_every_preset():
+    done = without_torch("info", "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(name in done.stdout.replace("\n", " ") for name in presets())
+
+
+@pytest.mark.parametrize("wrong", [(), ("switch_base_8", "--jsn"), ("switch_base_8", "t5_base"), ("switch_base_9",)])
+def test_wrong_usage_of_info(wrong):
+    done = without_torch("info", *wrong)
+    assert done.returncode == 64 and done.stdout == ""
+    assert done.stderr.startswith("megaswitch: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("size", ["many", "0", "-1", "1.5", ""])
+def test_a_world_size_that_is_no_number(size):
+    environment = {**os.environ, "WORLD_SIZE": size}
+    command = [sys.executable, "-c", WITHOUT_TORCH, "check-config", "--model.preset=switch_tiny"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 64
+    assert f"WORLD_SIZE is {size!r}" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_check_config_tells_all_problems():

@@ -26,6 +26,31 @@ def test_torchruns_variables_are_read(monkeypatch):
     assert find_place("cpu") == Place(rank=5, world=8, local_rank=1, local_world=4, device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("value", ["", "two", "1.0", "-1"])
+def test_variables_that_are_no_numbers_are_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name} is {value!r}.*torchrun") as caught:
+        find_place("cpu")
+    assert caught.value.exit_code == 64
+
+
+def test_a_world_of_none_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    with pytest.raises(UserError, match="no whole number from 1"):
+        find_place("cpu")
+
+
+def test_a_port_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "http")
+    with (
+        pytest.raises(UserError, match="MASTER_PORT is 'http'"),
+        process_group(Place(1, 2, 1, 2, torch.device("cpu")), 1.0),
+    ):
+        pass
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused():
     assert find_place("auto").device == torch.device("cpu")

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from megaswitch.config.load import load
 from megaswitch.model.presets import presets
 from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig, TrainConfig
+from megaswitch.train.ranges import RANGES
 from megaswitch.utils.errors import UserError
 from megaswitch.utils.problem import Problem, refuse
 
@@ -60,31 +62,83 @@ AT_LEAST_1 = [
     "train.steps",
     "train.global_batch",
     "train.micro_batch",
+    "optim.min_dim_to_factor",
     "optim.bucket_elements",
     "log.every",
 ]
 AT_LEAST_0 = [
     "model.num_experts",
     "model.min_capacity",
+    "model.aux_loss_coef",
+    "model.router_z_loss_coef",
+    "model.z_loss",
     "train.stop_after",
     "optim.clip",
     "optim.warmup_steps",
+    "optim.weight_decay",
     "eval.every",
     "eval.batches",
     "checkpoint.every",
     "checkpoint.keep",
+    "run.threads",
+    "log.images_every",
 ]
+ABOVE_0 = [
+    "model.init_scale",
+    "model.router_init_std",
+    "optim.lr",
+    "optim.decay_rate",
+    "optim.update_clip",
+    "optim.eps",
+    "run.timeout",
+]
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(("key", "value"), [*((k, 0) for k in AT_LEAST_1), *((k, -1) for k in AT_LEAST_0)])
 def test_numbers_below_their_least_value(key, value):
-    assert told(**{key.replace(".", "__"): value})[key] == f"is {value}"
+    assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}, "and under no other key"
 
 
-@pytest.mark.parametrize("key", ["model.dropout", "model.expert_dropout", "model.jitter"])
-@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("key", AT_LEAST_0)
+def test_zero_may_be_said(key):
+    assert key not in told(**{key.replace(".", "__"): 0})
+
+
+@pytest.mark.parametrize("key", ABOVE_0)
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN])
+def test_numbers_that_must_be_above_zero(key, value):
+    assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}
+
+
+@pytest.mark.parametrize("key", ["model.dropout", "model.expert_dropout", "model.jitter", "optim.beta1", "optim.beta2"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, NAN])
 def test_shares_that_are_none(key, value):
-    assert told(**{key.replace(".", "__"): value})[key] == f"is {value}"
+    assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}, "and under no other key"
+
+
+def test_every_range_is_tested():
+    shares = ("model.dropout", "model.expert_dropout", "model.jitter", "optim.beta1", "optim.beta2")
+    factors = ("model.capacity_factor", "model.eval_capacity_factor")
+    tested = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *shares, *factors]
+    assert sorted(key for allowed in RANGES for key in allowed.keys) == sorted(tested)
+
+
+@pytest.mark.parametrize("values", [{"noise_density": 0.0}, {"noise_density": 1.0}, {"mean_span_length": 0.5}])
+def test_shares_of_noise_are_the_datas_own_to_judge(values):
+    (problem,) = check(changed(**{f"data__{name}": value for name, value in values.items()}), 1)
+    assert problem.key == "data.noise_density"
+    assert "data.mean_span_length be 1 or more" in problem.message
+
+
+def test_too_short_to_mask():
+    (problem,) = check(changed(model__encoder_length=3), 1)
+    assert problem.key == "model.encoder_length" and "too short to mask a span" in problem.message
+
+
+def test_choices_are_the_types_own():
+    with pytest.raises(UserError, match=r'data_mismatch.*one of "refuse", "accept"'):
+        load(RunConfig, presets(), ["--checkpoint.data_mismatch=ignore"], "megaswitch train", "")
 
 
 @pytest.mark.parametrize("key", ["model.capacity_factor", "model.eval_capacity_factor"])
@@ -159,7 +213,7 @@ SPANNING = {
         {"model__decoder_length": 13},
         {"model.decoder_length": "= 13 is too short for the targets of 64 encoder tokens"},
     ),
-    "nothing to mask": (1, {"data__noise_density": 2.0}, {"model.encoder_length": None}),
+    "nothing to mask": (1, {"data__noise_density": 2.0}, {"data.noise_density": None}),
 }
 
 

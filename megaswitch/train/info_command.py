@@ -1,0 +1,39 @@
+"""The command line of `megaswitch info`: answers --help and wrong usage without importing torch."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import orjson
+
+from megaswitch.model.presets import presets
+from megaswitch.utils.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the exit code of wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError with the usage instead of an exit of its own."""
+        raise UserError(f"{message}\n{self.format_usage()}".rstrip())
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    names = list(presets())
+    parser = _Parser(
+        "megaswitch info",
+        description="Parameters by part and forward FLOPs per sequence of a preset, beside the paper's figures.",
+        epilog="Example: megaswitch info switch_base_128 --json. Presets: " + ", ".join(names),
+    )
+    parser.add_argument("preset", metavar="PRESET")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    args = parser.parse_args(argv)
+    if args.preset not in names:
+        raise UserError(f"there is no preset {args.preset}; the presets are {', '.join(names)}")
+    from megaswitch.train.info import as_text, describe  # here: help must not import torch
+
+    facts = describe(args.preset)
+    sys.stdout.write(orjson.dumps(facts).decode() + "\n" if args.json else as_text(facts))
+    return 0
