@@ -7,8 +7,8 @@ import sys
 def _main() -> int:
     # The package is found beside this folder, installed or not; this folder itself must not be searched, since
     # inspect.py in it would stand for the standard module of that name.
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [os.path.dirname(here), *(path for path in sys.path if os.path.abspath(path or ".") != here)]
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [os.path.dirname(here), *(path for path in sys.path if os.path.realpath(path or ".") != here)]
     from megaswitch.data.prep.show import main
 
     return main()

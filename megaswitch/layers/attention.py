@@ -4,6 +4,7 @@ B sequences, L queries, M keys, D d_model, H this rank's heads, K d_kv.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -27,6 +28,26 @@ def attention_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     return [*specs, linear_spec(f"{name}.o", narrow, Init("normal", std_o), "attn", "row")]
 
 
+@dataclass
+class Kept:
+    """Keys and values [B, M, H, K] of one attention that stay from step to step of a generation; empty at first."""
+
+    k_BMHK: Tensor | None = None
+    v_BMHK: Tensor | None = None
+
+    def extend(self, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Append those of new tokens; returns all."""
+        k = k_BLHK if self.k_BMHK is None else torch.cat([self.k_BMHK, k_BLHK], 1)
+        v = v_BLHK if self.v_BMHK is None else torch.cat([self.v_BMHK, v_BLHK], 1)
+        self.k_BMHK, self.v_BMHK = k, v
+        return k, v
+
+    def select(self, rows_B: Tensor) -> None:
+        """Keep the rows `rows_B` (a row may be named several times), in that order."""
+        if self.k_BMHK is not None and self.v_BMHK is not None:
+            self.k_BMHK, self.v_BMHK = self.k_BMHK[rows_B], self.v_BMHK[rows_B]
+
+
 class Attention(nn.Module):
     """Attention from `x` to itself, or to a memory."""
 
@@ -36,13 +57,31 @@ class Attention(nn.Module):
         self.rate, self.d_kv = config.dropout, config.d_kv
         self.q, self.k, self.v, self.o = (Linear(f"{name}.{w}", params) for w in "qkvo")
 
-    def forward(self, x_BLD: Tensor, memory_BMD: Tensor | None, bias: Tensor | None, ctx: Context) -> Tensor:
-        """[B, L, D] to the same. `bias`, broadcast to [B, H, L, M], holds relative positions and masks."""
+    def forward(
+        self,
+        x_BLD: Tensor,
+        memory_BMD: Tensor | None,
+        bias: Tensor | None,
+        ctx: Context,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        """[B, L, D] to the same. `bias`, broadcast to [B, H, L, M], holds relative positions and masks.
+
+        With `kept`, self-attention sees the tokens of earlier calls too, and the memory's keys and values are
+        computed by the first call alone.
+        """
         inside_BLD = self.region.enter(x_BLD)
-        source_BMD = inside_BLD if memory_BMD is None else self.region.enter(memory_BMD)
-        q, k, v = self._heads(self.q(inside_BLD)), self._heads(self.k(source_BMD)), self._heads(self.v(source_BMD))
+        q = self._heads(self.q(inside_BLD))
+        k, v = self._keys_values(inside_BLD, memory_BMD, kept)
         out_BLHK = ctx.again("core", self._core, q, k, v, bias, ctx)
         return self.region.leave(self.o(out_BLHK.flatten(2)))
+
+    def _keys_values(self, inside_BLD: Tensor, memory_BMD: Tensor | None, kept: Kept | None) -> tuple[Tensor, Tensor]:
+        if memory_BMD is not None and kept is not None and kept.k_BMHK is not None and kept.v_BMHK is not None:
+            return kept.k_BMHK, kept.v_BMHK
+        source_BMD = inside_BLD if memory_BMD is None else self.region.enter(memory_BMD)
+        k, v = self._heads(self.k(source_BMD)), self._heads(self.v(source_BMD))
+        return (k, v) if kept is None else kept.extend(k, v)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.d_kv)

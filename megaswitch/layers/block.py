@@ -4,10 +4,11 @@ B sequences, L tokens (this rank's part where the sequence is split), D d_model.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from megaswitch.layers.attention import Attention, attention_specs
+from megaswitch.layers.attention import Attention, Kept, attention_specs
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.feed_forward import FeedForward, feed_forward_specs
 from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
@@ -32,6 +33,14 @@ def block_specs(config: ModelConfig, stack: Stack, layer: int) -> list[ParamSpec
         specs += norm_specs(f"{name}.norm", config)
         specs += makers.get(sublayer, attention_specs)(name, config)
     return specs
+
+
+@dataclass
+class BlockCache:
+    """What a decoder block keeps between steps of a generation."""
+
+    attention: Kept = field(default_factory=Kept)
+    cross_attention: Kept = field(default_factory=Kept)
 
 
 class Block(nn.Module):
@@ -64,12 +73,17 @@ class Block(nn.Module):
         cross_bias: Tensor | None,
         routed_BL: Tensor,
         ctx: Context,
+        cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream after the block, and the Switch layer's statistics if it has one."""
-        y = self.attention(self.norms["attention"](x_BLD), None, self_bias, ctx)
+        """The residual stream after the block, and the Switch layer's statistics if it has one.
+
+        With a `cache` the tokens follow those of earlier calls.
+        """
+        kept, kept_cross = (None, None) if cache is None else (cache.attention, cache.cross_attention)
+        y = self.attention(self.norms["attention"](x_BLD), None, self_bias, ctx, kept)
         x_BLD = x_BLD + self._dropout(y, "attention", ctx)
         if self.cross_attention is not None:
-            y = self.cross_attention(self.norms["cross_attention"](x_BLD), memory_BMD, cross_bias, ctx)
+            y = self.cross_attention(self.norms["cross_attention"](x_BLD), memory_BMD, cross_bias, ctx, kept_cross)
             x_BLD = x_BLD + self._dropout(y, "cross_attention", ctx)
         if self.switch is not None:
             y, statistics = self.switch(self.norms["switch"](x_BLD), routed_BL, ctx)

@@ -42,7 +42,18 @@ class ModelConfig:
         z_loss: weight of the squared log-partition of the output softmax (T5: 1e-4).
         init_scale: s of std = sqrt(s / fan_in) (paper 2.4: 0.1).
         router_init_std: standard deviation of the router's initial weights.
-        router_dtype: "float32" (selective precision) or "compute" for bf16 products with float32 softmax.
+        router_dtype: "float32" (selective precision), "compute": products in the compute type with a float32
+            softmax, or "narrow": everything in the compute type (the paper's comparison).
+        router: "switch" (top-1), "top2", "noisy_topk" (Shazeer 2017) or "ntlb" (No-Token-Left-Behind, appendix B).
+        router_choices: experts of a token under "noisy_topk", and choices tried in turn under "ntlb".
+        router_priority: who gets slots first: "position" in the group, or "probability" (batch-prioritised).
+        exploration: "argmax", or "sample" from the softmax in training (appendix C); with "switch" only.
+        router_dropout: dropout rate on the router's copy of its input in training (appendix C).
+        second_policy: when "top2" uses its second expert: "all", "none", "threshold" or "random".
+        second_threshold: normalised gate above which the second expert is used, or surely used under "random".
+        second_place_loss: whether "top2" balances second choices too, with half the weight.
+        aux_loss_reduction: auxiliary losses are a "sum" over Switch layers (paper) or their "mean" (T5X).
+        fixed_capacity: slots of an expert for a group, whatever the factors say; null goes by the factors.
     """
 
     preset: str = ""
@@ -75,7 +86,17 @@ class ModelConfig:
     z_loss: float = 1e-4
     init_scale: float = 0.1
     router_init_std: float = 0.02
-    router_dtype: Literal["float32", "compute"] = "float32"
+    router_dtype: Literal["float32", "compute", "narrow"] = "float32"
+    router: Literal["switch", "top2", "noisy_topk", "ntlb"] = "switch"
+    router_choices: int = 2
+    router_priority: Literal["position", "probability"] = "position"
+    exploration: Literal["argmax", "sample"] = "argmax"
+    router_dropout: float = 0.0
+    second_policy: Literal["all", "none", "threshold", "random"] = "random"
+    second_threshold: float = 0.2
+    second_place_loss: bool = False
+    aux_loss_reduction: Literal["sum", "mean"] = "sum"
+    fixed_capacity: int | None = None
 
     def num_layers(self, stack: Stack) -> int:
         """Blocks of a stack."""
@@ -104,6 +125,19 @@ class ModelConfig:
         if stack == "decoder" and self.decoder_group_sequences is not None:
             return self.decoder_group_sequences
         return self.group_sequences
+
+    @property
+    def aux_loss_weight(self) -> float:
+        """Coefficient of each Switch layer's load-balancing loss."""
+        layers = sum(self.num_sparse(stack) for stack in STACKS) if self.aux_loss_reduction == "mean" else 1
+        return self.aux_loss_coef / layers
+
+    def slots(self, tokens: int, *, training: bool) -> int | None:
+        """Slots one expert has for a routing group of `tokens` nominal tokens; None drops nothing."""
+        if self.fixed_capacity is not None:
+            return self.fixed_capacity
+        factor = self.capacity_factor if training else self.eval_capacity_factor
+        return capacity(factor, tokens, self.num_experts, self.min_capacity, self.capacity_rounding)
 
     @property
     def hidden_dropout_of_experts(self) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megaswitch.comm.collectives import all_reduce_
-from megaswitch.layers.moe.layer import STATISTICS
+from megaswitch.layers.moe.statistics import STATISTICS
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.units import Unit, switch_layers
 from megaswitch.topology.topology import Axis

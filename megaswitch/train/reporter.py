@@ -31,7 +31,7 @@ def metrics_line(
         "samples": progress.samples,
         "loss": result.loss,
         "nll": record.mean_nll,
-        "aux_loss": model.aux_loss_coef * record.aux,
+        "aux_loss": model.aux_loss_weight * record.aux,
         "z_loss": record.z / max(record.targets, 1.0),
         "router_z_loss": model.router_z_loss_coef * record.router_z,
         "dropped": record.dropped_share,

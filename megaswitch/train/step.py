@@ -33,7 +33,7 @@ class StepResult:
 def total_loss(system: System, record: StepRecord) -> float:
     """Cross-entropy with z-loss per real target, and the auxiliary losses with their coefficients."""
     model = system.config.model
-    aux = model.aux_loss_coef * record.aux + model.router_z_loss_coef * record.router_z
+    aux = model.aux_loss_weight * record.aux + model.router_z_loss_coef * record.router_z
     return (record.nll + record.z) / max(record.targets, 1.0) + aux
 
 

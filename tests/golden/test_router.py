@@ -1,48 +1,59 @@
-"""The router, its plan and its losses against the published vectors."""
+"""Switch routing, its plan and its losses against the published vectors."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from golden.routing import combine, logits_of, planned
+from torch import Tensor
 
 from megaswitch.layers.moe.losses import balance_loss, router_z_loss
-from megaswitch.layers.moe.plan import Plan, make_plan
-from megaswitch.layers.moe.router import Choice, choose
+from megaswitch.layers.moe.router import route
+from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.statistics import Tokens, aux_loss
+from megaswitch.model.config import ModelConfig
+from megaswitch.topology.topology import Axis
 
 SWITCH = ("nodrop", "cf125", "drop", "tie")
+ALONE = Axis("tp", 0, (0,))
 
 
-def route(vector: dict[str, NDArray], real: torch.Tensor | None = None) -> tuple[Choice, Plan, torch.Tensor]:
-    x_GSD, w_DE = torch.from_numpy(vector["x"]), torch.from_numpy(vector["W"])
-    choice = choose(x_GSD.flatten(0, 1), w_DE)
-    index_GS = choice.index_T.view(x_GSD.shape[:2])
-    if real is not None:
-        index_GS = torch.where(real, index_GS, -1)
-    return choice, make_plan(index_GS, w_DE.shape[1], int(vector["capacity"])), index_GS
+class Given:
+    """Noise as a vector gives it: the same uniform numbers whatever the site."""
+
+    training = True
+
+    def __init__(self, uniform: np.ndarray) -> None:
+        self._uniform_TF = torch.from_numpy(uniform).flatten(0, 1)
+
+    def uniform(self, site: str, width: int) -> Tensor:
+        assert width == self._uniform_TF.shape[1]
+        return self._uniform_TF
 
 
-def combine(choice: Choice, plan: Plan, index_GS: torch.Tensor, capacity: int) -> NDArray:
-    groups, tokens = index_GS.shape
-    gate_GS = choice.gate_T.view(groups, tokens)
-    table = np.zeros((groups, tokens, choice.probs_TE.shape[1], capacity))
-    for g in range(groups):
-        for s in range(tokens):
-            if plan.kept_GS[g, s]:
-                table[g, s, index_GS[g, s], plan.position_GS[g, s]] = gate_GS[g, s]
-    return table
+def quiet() -> SimpleNamespace:
+    return SimpleNamespace(training=False)
+
+
+def groups_of(shape: torch.Size) -> Tensor:
+    return torch.arange(shape[0]).repeat_interleave(shape[1])
 
 
 @pytest.mark.parametrize("name", SWITCH)
 def test_switch_top1(golden, name):
     vector = golden(f"router_switch_{name}")
-    choice, plan, index_GS = route(vector)
-    shape = vector["probs"].shape
-    np.testing.assert_allclose(choice.probs_TE.view(shape), vector["probs"], rtol=1e-12)
-    np.testing.assert_array_equal(index_GS, vector["index"])
-    np.testing.assert_allclose(choice.gate_T.view(index_GS.shape), vector["gate"], rtol=1e-12)
-    np.testing.assert_array_equal(plan.position_GS, vector["position"])
-    np.testing.assert_array_equal(plan.kept_GS, vector["kept"] == 1)
-    table = combine(choice, plan, index_GS, int(vector["capacity"]))
+    logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
+    np.testing.assert_allclose(logits_GSE, vector["logits"], rtol=1e-12, atol=1e-14)
+    shape = logits_GSE.shape[:2]
+    choice = pick(logits_GSE.flatten(0, 1))
+    plan, _ = planned(choice, shape, capacity)
+    np.testing.assert_allclose(choice.probs_TE.view(vector["probs"].shape), vector["probs"], rtol=1e-12)
+    np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
+    np.testing.assert_allclose(choice.gate_TK.view(shape), vector["gate"], rtol=1e-12)
+    np.testing.assert_array_equal(plan.position_GSK[..., 0], vector["position"])
+    np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
+    table = combine(choice, plan, capacity)
     np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
     np.testing.assert_array_equal(table > 0, vector["dispatch"] > 0)
 
@@ -50,54 +61,97 @@ def test_switch_top1(golden, name):
 @pytest.mark.parametrize("name", SWITCH)
 def test_losses_and_their_gradients(golden, name):
     vector = golden(f"router_switch_{name}")
-    _, plan, index_GS = route(vector)
-    groups, tokens = index_GS.shape
-    group_T = torch.arange(groups).repeat_interleave(tokens)
-    real_T = torch.ones(groups * tokens, dtype=torch.bool)
     logits_TE = torch.from_numpy(vector["logits"]).flatten(0, 1).requires_grad_()
-    aux = balance_loss(torch.softmax(logits_TE, -1), group_T, real_T, plan.count_GE) / groups
-    z = router_z_loss(torch.logsumexp(logits_TE, -1), group_T, real_T, plan.count_GE) / groups
+    shape = vector["index"].shape
+    choice = pick(logits_TE)
+    _, count_GKE = planned(choice, shape, int(vector["capacity"]))
+    tokens = Tokens(groups_of(shape), torch.ones(logits_TE.shape[0], dtype=torch.bool), count_GKE)
+    aux = aux_loss(choice, tokens, ALONE).own / shape[0]
+    z = router_z_loss(choice.log_z_T, *tokens[:2], count_GKE[:, 0]) / shape[0]
     np.testing.assert_allclose(aux.item(), vector["aux"], rtol=1e-12)
     np.testing.assert_allclose(z.item(), vector["z"], rtol=1e-12)
     if "d_aux" in vector:
-        for loss, name_of_grad in ((aux, "d_aux"), (z, "d_z")):
+        for loss, key in ((aux, "d_aux"), (z, "d_z")):
             (grad,) = torch.autograd.grad(loss, logits_TE, retain_graph=True)
-            np.testing.assert_allclose(grad.view(vector[name_of_grad].shape), vector[name_of_grad], atol=1e-15)
+            np.testing.assert_allclose(grad.view(vector[key].shape), vector[key], atol=1e-15)
 
 
 def test_padding_is_not_routed_and_not_counted(golden):
     vector = golden("router_switch_padding")
-    real_GS = torch.from_numpy(vector["importance"] == 1)
-    choice, plan, index_GS = route(vector, real_GS)
-    np.testing.assert_array_equal(plan.kept_GS, vector["kept"] == 1)
-    table = combine(choice, plan, index_GS, int(vector["capacity"]))
+    logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
+    real_GS, shape = torch.from_numpy(vector["importance"] == 1), logits_GSE.shape[:2]
+    choice = pick(logits_GSE.flatten(0, 1))
+    plan, count_GKE = planned(choice, shape, capacity, real_GS)
+    np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
+    table = combine(choice, plan, capacity)
     np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
-    group_T = torch.arange(index_GS.shape[0]).repeat_interleave(index_GS.shape[1])
-    aux = balance_loss(choice.probs_TE, group_T, real_GS.flatten(), plan.count_GE) / index_GS.shape[0]
+    aux = balance_loss(choice.probs_TE, groups_of(shape), real_GS.flatten(), count_GKE[:, 0]) / shape[0]
     np.testing.assert_allclose(aux.item(), vector["aux_clean"], rtol=1e-12)
+
+
+def test_batch_prioritised_routing(golden):
+    vector = golden("router_bpr")
+    logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
+    shape = logits_GSE.shape[:2]
+    config = ModelConfig(num_experts=logits_GSE.shape[2], router_priority="probability")
+    assert config.router_priority == "probability"
+    choice = pick(logits_GSE.flatten(0, 1))
+    choice = choice._replace(priority_T=choice.probs_TE.amax(-1))
+    plan, count_GKE = planned(choice, shape, capacity)
+    np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
+    np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
+    table = combine(choice, plan, capacity)
+    np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(table > 0, vector["dispatch"] > 0)
+    order = torch.sort(choice.priority_T.view(shape), dim=1, descending=True, stable=True).indices
+    np.testing.assert_array_equal(order, vector["order"])
+    tokens = Tokens(groups_of(shape), torch.ones(shape.numel(), dtype=torch.bool), count_GKE)
+    np.testing.assert_allclose(aux_loss(choice, tokens, ALONE).share.item() / shape[0], vector["aux"], rtol=1e-12)
 
 
 def test_selective_precision(golden):
     vector = golden("router_selective_precision")
     x_TD = torch.from_numpy(vector["x_bf16_as_f32"]).to(torch.bfloat16).flatten(0, 1)
-    w_DE, shape = torch.from_numpy(vector["W"]), vector["index"].shape
-    choice = choose(x_TD, w_DE)
+    w_DE, shape, capacity = torch.from_numpy(vector["W"]), vector["index"].shape, int(vector["capacity"])
+    config = ModelConfig(num_experts=w_DE.shape[1])
+    choice = route(x_TD, w_DE, None, config, quiet())
     assert choice.probs_TE.dtype == torch.float32
     np.testing.assert_allclose(choice.probs_TE.view(vector["probs_f32"].shape), vector["probs_f32"], atol=1e-6)
-    np.testing.assert_array_equal(choice.index_T.view(shape), vector["index"])
-    plan = make_plan(choice.index_T.view(shape), w_DE.shape[1], int(vector["capacity"]))
-    np.testing.assert_array_equal(plan.kept_GS, vector["kept"] == 1)
-    narrow = Choice(choice.probs_TE, choice.index_T, choice.gate_T.to(torch.bfloat16).float(), choice.log_z_T)
-    table = combine(narrow, plan, choice.index_T.view(shape), int(vector["capacity"]))
-    np.testing.assert_allclose(table, vector["combine_bf16_as_f32"], rtol=1e-2)
+    np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
+    plan, _ = planned(choice, torch.Size(shape), capacity)
+    np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
+    narrow_gates = choice._replace(gate_TK=choice.gate_TK.to(torch.bfloat16).float())
+    np.testing.assert_allclose(combine(narrow_gates, plan, capacity), vector["combine_bf16_as_f32"], rtol=1e-2)
 
 
-def test_jitter_multiplies_the_routers_copy(golden):
+def test_the_narrow_router_is_what_selective_precision_avoids(golden):
+    vector = golden("router_selective_precision")
+    x_TD = torch.from_numpy(vector["x_bf16_as_f32"]).to(torch.bfloat16).flatten(0, 1)
+    w_DE = torch.from_numpy(vector["W"])
+    choice = route(x_TD, w_DE, None, ModelConfig(num_experts=w_DE.shape[1], router_dtype="narrow"), quiet())
+    assert choice.probs_TE.dtype == torch.bfloat16
+    probs = choice.probs_TE.float().view(vector["probs_bf16_path"].shape)
+    np.testing.assert_allclose(probs, vector["probs_bf16_path"], rtol=2**-6, atol=2**-8)  # a few units of bf16
+    assert np.abs(probs.numpy() - vector["probs_f32"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        ("jitter", lambda v: {"jitter": float(v["jitter_eps"])}),
+        ("sample", lambda v: {"exploration": "sample"}),
+        ("dropout", lambda v: {"router_dropout": 1.0 - float(v["dropout_keep"])}),
+    ],
+)
+def test_exploration(golden, name, options):
     vector = golden("router_exploration")
-    x_GSD, w_DE = torch.from_numpy(vector["x"]), torch.from_numpy(vector["W"])
-    uniform, eps = torch.from_numpy(vector["jitter_uniform"]), float(vector["jitter_eps"])
-    if uniform.min() >= 0 and uniform.max() <= 1 and uniform.min() < 0.5:
-        uniform = 1 - eps + 2 * eps * uniform
-    choice = choose(x_GSD.flatten(0, 1), w_DE, uniform.flatten(0, 1))
-    np.testing.assert_array_equal(choice.index_T.view(x_GSD.shape[:2]), vector["jitter_index"])
-    np.testing.assert_allclose(choice.gate_T.view(x_GSD.shape[:2]), vector["jitter_gate"], rtol=1e-12)
+    x_GSD, w_DE, capacity = torch.from_numpy(vector["x"]), torch.from_numpy(vector["W"]), int(vector["capacity"])
+    shape = x_GSD.shape[:2]
+    config = ModelConfig(num_experts=w_DE.shape[1], **options(vector))
+    choice = route(x_GSD.flatten(0, 1), w_DE, None, config, Given(vector[f"{name}_uniform"]))
+    np.testing.assert_array_equal(choice.index_TK.view(shape), vector[f"{name}_index"])
+    np.testing.assert_allclose(choice.gate_TK.view(shape), vector[f"{name}_gate"], rtol=1e-12)
+    plan, _ = planned(choice, shape, capacity)
+    np.testing.assert_allclose(combine(choice, plan, capacity), vector[f"{name}_combine"], rtol=1e-12, atol=1e-15)
+    still = route(x_GSD.flatten(0, 1), w_DE, None, config, quiet())
+    assert not torch.equal(still.gate_TK, choice.gate_TK), "exploration is for training alone"

@@ -8,9 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megaswitch.layers.context import Context
-from megaswitch.layers.moe.layer import STATISTICS, SwitchLayer, switch_specs
+from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
 from megaswitch.layers.moe.losses import attach, balance_loss, router_z_loss
-from megaswitch.layers.moe.router import choose
+from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.statistics import STATISTICS
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.transformer import alone
 from megaswitch.params.derive import local_box
@@ -181,8 +182,8 @@ def test_evaluation_has_its_own_capacity_and_no_losses():
 
 def losses_at_the_top(config: ModelConfig, x_BLD: Tensor, routed_BL: Tensor, router: Tensor) -> Tensor:
     """Both auxiliary losses with their coefficients, from nothing but the router."""
-    choice = choose(x_BLD.flatten(0, 1), router)
-    index_GS = torch.where(routed_BL, choice.index_T.view_as(routed_BL), -1)
+    choice = pick(x_BLD.flatten(0, 1) @ router)
+    index_GS = torch.where(routed_BL, choice.index_TK.view_as(routed_BL), -1)
     count_GE = torch.stack([torch.bincount(row[row >= 0], minlength=config.num_experts) for row in index_GS])
     group_T = torch.arange(BATCH).repeat_interleave(LENGTH)
     real_T = routed_BL.flatten()

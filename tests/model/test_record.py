@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megaswitch.layers.moe.layer import STATISTICS
+from megaswitch.layers.moe.statistics import STATISTICS
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.record import TOKENS, Record, StepRecord
 from megaswitch.model.units import switch_layers

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaswitch.layers.moe.plan import make_plan
+from megaswitch.layers.moe.plan import count_choices, make_plan
 from megaswitch.ops.reference.routing import queue
 
 
@@ -47,15 +47,16 @@ def test_positions_and_counts(case):
 @given(choices(), st.one_of(st.none(), st.integers(0, 6)))
 def test_the_first_come_are_kept(case, capacity):
     index, experts = case
-    plan = make_plan(as_tensor(index), experts, capacity)
+    plan = make_plan(as_tensor(index).unsqueeze(2), experts, capacity)
+    kept_GS, count_GE = plan.kept_GSK[..., 0], count_choices(as_tensor(index).unsqueeze(2), experts)[:, 0]
     positions, counts = one_by_one(index, experts)
     room = 10**9 if capacity is None else capacity
     expected = [
         [e >= 0 and p < room for e, p in zip(*rows, strict=True)] for rows in zip(index, positions, strict=True)
     ]
-    assert plan.kept_GS.tolist() == expected
-    assert plan.count_GE.tolist() == counts, "counts are those before any is dropped"
-    slots = [[group.count(expert) for expert in range(experts)] for group in kept_only(index, plan.kept_GS.tolist())]
+    assert kept_GS.tolist() == expected
+    assert count_GE.tolist() == counts, "counts are those before any is dropped"
+    slots = [[group.count(expert) for expert in range(experts)] for group in kept_only(index, kept_GS.tolist())]
     assert slots == np.minimum(np.array(counts), room).tolist()
 
 

@@ -57,6 +57,13 @@ CASES = [
     Case(4, {"tp": 2, "etp": 2, "ep": 2}, {}, {"recompute": "selective"}),
     Case(4, {"tp": 2, "ep": 2}, {"route_padding": True, "decoder_group_sequences": 2}, {"micro_batch": 2}),
     Case(4, {"ep": 2}, {}, {}, {"bucket_elements": 500}),
+    Case(2, {"tp": 2, "ep": 2}, {"router": "top2", "second_place_loss": True, **NOISE}),
+    Case(2, {"tp": 2}, {"router": "noisy_topk", "router_z_loss_coef": 0.01, **NOISE}),
+    Case(2, {"tp": 2, "etp": 2}, {"router": "ntlb", "router_choices": 3}),
+    Case(4, {"pp": 2, "ep": 2}, {"router": "noisy_topk", "router_choices": 3, "expert_dropout": 0.3}),
+    Case(4, {"tp": 2, "ep": 4}, {"router_priority": "probability", "exploration": "sample"}),
+    Case(4, {"ep": 4}, {"router": "top2", "router_priority": "probability", "aux_loss_reduction": "mean"}),
+    Case(2, {"ep": 2}, {"router_dropout": 0.1, "fixed_capacity": 1}),
     Case(8, {"tp": 2, "pp": 2, "ep": 2}, NOISE),
     Case(8, {"tp": 2, "ep": 4}),
     Case(8, {"pp": 4, "ep": 2}),
@@ -66,7 +73,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layout_equals_one_process(case: Case) -> None:
     one = outcome(run_world, 1, case.config())
-    assert min(one.scalars["dropped"]) > 0.05 or case.model.get("capacity_factor", 1) is None
+    assert min(one.scalars["dropped"]) > 0.01 or case.model.get("capacity_factor", 1) is None
     assert_agree(one, outcome(run_world, case.world, case.config(), **case.layout))
 
 

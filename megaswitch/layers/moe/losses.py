@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaswitch.comm.collectives import all_reduce
+from megaswitch.topology.topology import Axis
+
+_LEAST = 1e-10
+
 
 def balance_loss(probs_TE: Tensor, group_T: Tensor, real_T: Tensor, count_GE: Tensor) -> Tensor:
     """This rank's share of sum over its groups of E * sum_i f_i P_i (paper equations 4-6).
@@ -27,6 +32,22 @@ def router_z_loss(log_z_T: Tensor, group_T: Tensor, real_T: Tensor, count_GE: Te
     """This rank's share of sum over its groups of the mean squared log-partition of real tokens (ST-MoE)."""
     tokens_G = count_GE.sum(1).clamp(min=1).to(log_z_T.dtype)
     return (log_z_T.square() * real_T / tokens_G[group_T]).sum()
+
+
+def variation(total_GE: Tensor) -> Tensor:
+    """[G]: squared coefficient of variation over experts, variance / mean^2 (Shazeer 2017, equation 7); 0 where
+    nothing was counted."""
+    mean_G = total_GE.mean(1)
+    variance_G = (total_GE - mean_G.unsqueeze(1)).square().mean(1)
+    return variance_G / mean_G.square().clamp(min=_LEAST)
+
+
+def group_sums(values_TE: Tensor, group_T: Tensor, real_T: Tensor, num_groups: int, axis: Axis) -> Tensor:
+    """[G, E]: sums over all real tokens of each group, those of other ranks of `axis` included but without gradient:
+    each rank's gradient is the share of its own tokens."""
+    own_GE = values_TE.new_zeros(num_groups, values_TE.shape[1])
+    own_GE = own_GE.index_add(0, group_T, values_TE * real_T.unsqueeze(1))
+    return own_GE + (all_reduce(own_GE.detach(), axis) - own_GE.detach())
 
 
 class _Attach(torch.autograd.Function):

@@ -1,62 +1,79 @@
-"""The router of Switch layers: which expert each token wants, and how much (paper 2.1).
+"""The router's module: its weights, its input's noise and precision, and the algorithm it hands them to.
 
 T local tokens, D d_model, E experts.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers.moe.choice import Choice
+from megaswitch.layers.moe.noise import Noise
+from megaswitch.layers.moe.routers.noisy import noisy_top_k
+from megaswitch.layers.moe.routers.ntlb import no_token_left_behind
+from megaswitch.layers.moe.routers.switch import switch
+from megaswitch.layers.moe.routers.top2 import top2
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.spec import Init, ParamSpec
-from megaswitch.utils.precision import at_least_float32, widen
-
-
-class Choice(NamedTuple):
-    """What the router says of each token, in at least float32: `probs_TE`; `index_T`, the expert of greatest
-    probability (the lowest on ties); `gate_T`, that probability, not renormalised; `log_z_T`, log sum exp of
-    the logits."""
-
-    probs_TE: Tensor
-    index_T: Tensor
-    gate_T: Tensor
-    log_z_T: Tensor
-
-
-def choose(x_TD: Tensor, w_DE: Tensor, jitter_TD: Tensor | None = None, *, wide_product: bool = True) -> Choice:
-    """Top-1 choice from tokens in any type.
-
-    `jitter_TD` (factors around 1) multiplies the router's copy of the tokens only; the experts get them
-    untouched. With `wide_product` the product itself is in at least float32 (selective precision, paper 2.4);
-    without it only the softmax is.
-    """
-    dtype = at_least_float32(x_TD.dtype) if wide_product else x_TD.dtype
-    routed_TD = x_TD.to(dtype)
-    if jitter_TD is not None:
-        routed_TD = routed_TD * jitter_TD.to(dtype)
-    logits_TE = widen(routed_TD @ w_DE.to(dtype))
-    log_z_T = torch.logsumexp(logits_TE, -1)
-    probs_TE = torch.softmax(logits_TE, -1)
-    index_T = probs_TE.argmax(-1)
-    gate_T = probs_TE.gather(-1, index_T.unsqueeze(-1)).squeeze(-1)
-    return Choice(probs_TE, index_T, gate_T, log_z_T)
+from megaswitch.utils.precision import at_least_float32
 
 
 def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
-    """The matrix [d_model, experts], held alike by all tp ranks, each of which routes its own tokens."""
-    shape = (config.d_model, config.num_experts)
-    return [ParamSpec(name, shape, Init("normal", config.router_init_std), "router", tp_partial="always")]
+    """The matrix [d_model, experts], held alike by all tp ranks, each of which routes its own tokens; noisy top-k
+    has a second one for the size of its noise."""
+    shape, init = (config.d_model, config.num_experts), Init("normal", config.router_init_std)
+    names = [name, f"{name}_noise"] if config.router == "noisy_topk" else [name]
+    return [ParamSpec(n, shape, init, "router", tp_partial="always") for n in names]
+
+
+def disturb(x_TD: Tensor, config: ModelConfig, noise: Noise) -> Tensor:
+    """The router's copy of its input in training: dropout (appendix C), and multiplication by a uniform number
+    from 1 - jitter to 1 + jitter. The experts get the tokens untouched."""
+    if not noise.training:
+        return x_TD
+    if config.router_dropout:
+        keep = 1.0 - config.router_dropout
+        x_TD = x_TD * (noise.uniform("router_dropout", x_TD.shape[1]) < keep).to(x_TD.dtype) / keep
+    if config.jitter:
+        factor = 1.0 + config.jitter * (2.0 * noise.uniform("jitter", x_TD.shape[1]).double() - 1.0)
+        x_TD = x_TD * factor.to(x_TD.dtype)
+    return x_TD
+
+
+def route(
+    x_TD: Tensor, w_DE: Tensor, noise_DE: Tensor | None, config: ModelConfig, noise: Noise
+) -> Choice:
+    """Choices for tokens of any type, in the configured precision (paper 2.4).
+
+    "float32": product and softmax in at least float32 (selective precision). "compute": the product in the
+    tokens' type, the softmax in at least float32. "narrow": everything in the tokens' type, to compare with.
+    """
+    wide = at_least_float32(x_TD.dtype)
+    product = wide if config.router_dtype == "float32" else x_TD.dtype
+    softmax = x_TD.dtype if config.router_dtype == "narrow" else wide
+    input_TD = disturb(x_TD.to(product), config, noise)
+    logits_TE = (input_TD @ w_DE.to(product)).to(softmax)
+    if config.router == "top2":
+        return top2(logits_TE, config, noise)
+    if config.router == "ntlb":
+        return no_token_left_behind(logits_TE, config)
+    if config.router == "noisy_topk":
+        assert noise_DE is not None
+        return noisy_top_k(logits_TE, (input_TD @ noise_DE.to(product)).to(softmax), config, noise)
+    return switch(logits_TE, config, noise)
 
 
 class Router(nn.Module):
-    """`choose` with its weight."""
+    """`route` with its weights."""
 
     def __init__(self, name: str, config: ModelConfig, params: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self.weight_DE = params[name]
-        self.wide_product = config.router_dtype == "float32"
+        self.config, self.weight_DE = config, params[name]
+        self.noise_DE = params[f"{name}_noise"] if config.router == "noisy_topk" else None
 
-    def forward(self, x_TD: Tensor, jitter_TD: Tensor | None) -> Choice:
-        return choose(x_TD, self.weight_DE, jitter_TD, wide_product=self.wide_product)
+    def forward(self, x_TD: Tensor, noise: Noise) -> Choice:
+        choice = route(x_TD, self.weight_DE, self.noise_DE, self.config, noise)
+        if self.config.router_priority == "position":
+            return choice
+        return choice._replace(priority_T=choice.probs_TE.detach().amax(-1).to(torch.float64))

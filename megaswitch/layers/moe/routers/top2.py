@@ -1,0 +1,58 @@
+"""The top-2 mixture-of-experts baseline (Mesh TensorFlow's rules).
+
+T local tokens, E experts.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megaswitch.layers.moe.choice import Balance, Choice
+from megaswitch.layers.moe.noise import Noise
+from megaswitch.model.config import ModelConfig
+
+Policy = Literal["all", "none", "threshold", "random"]
+_EPSILON = 1e-9
+_SECOND_WEIGHT = 0.5
+
+
+def second_wanted(gate_T: Tensor, policy: Policy, threshold: float, uniform_T: Tensor | None) -> Tensor:
+    """Whether the second expert is used, by its normalised gate: always, never, above the threshold, or with
+    probability gate / threshold (`uniform_T` in [0, 1) decides)."""
+    if policy in ("all", "none"):
+        return torch.full_like(gate_T, policy == "all", dtype=torch.bool)
+    if policy == "threshold":
+        return gate_T > threshold
+    assert uniform_T is not None
+    return uniform_T < gate_T / threshold
+
+
+def pick_two(
+    logits_TE: Tensor, policy: Policy, threshold: float, second_place_loss: bool, uniform_T: Tensor | None
+) -> Choice:
+    """The two experts of greatest probability, gates normalised by their sum, before slots are given out. The
+    balance loss counts first choices, and with `second_place_loss` half as much the second ones, whose
+    probabilities are those without the first."""
+    probs_TE = torch.softmax(logits_TE, -1)
+    first_T = probs_TE.argmax(-1, keepdim=True)
+    rest_TE = probs_TE.scatter(-1, first_T, 0.0)
+    index_TK = torch.cat([first_T, rest_TE.argmax(-1, keepdim=True)], -1)
+    top_TK = probs_TE.gather(-1, index_TK)
+    gate_TK = top_TK / (top_TK.sum(-1, keepdim=True) + _EPSILON)
+    wanted_T = second_wanted(gate_TK[:, 1].detach(), policy, threshold, uniform_T)
+    second = Balance(1, _SECOND_WEIGHT, rest_TE / (rest_TE.sum(-1, keepdim=True) + _EPSILON))
+    return Choice(
+        index_TK=index_TK,
+        wanted_TK=torch.stack([torch.ones_like(wanted_T), wanted_T], -1),
+        gate_TK=gate_TK,
+        probs_TE=probs_TE,
+        log_z_T=torch.logsumexp(logits_TE, -1),
+        balance=(Balance(0, 1.0, probs_TE), second) if second_place_loss else (Balance(0, 1.0, probs_TE),),
+    )
+
+
+def top2(logits_TE: Tensor, config: ModelConfig, noise: Noise) -> Choice:
+    """Two experts a token by the configured policy."""
+    uniform_T = noise.uniform("second", 1)[:, 0] if config.second_policy == "random" else None
+    return pick_two(logits_TE, config.second_policy, config.second_threshold, config.second_place_loss, uniform_T)
