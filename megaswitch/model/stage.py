@@ -4,11 +4,12 @@ B sequences, L this rank's part of the tokens, D d_model, N target tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from megaswitch.layers.block import Block
+from megaswitch.layers.block import Block, BlockCache
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.cross_entropy import cross_entropy
 from megaswitch.layers.embedding import Embedding, Head
@@ -36,6 +37,32 @@ def carried_after(unit: Unit | None) -> tuple[str, ...]:
     if unit.stack == "encoder":
         return ("memory",) if unit.kind == "norm" else ("x",)
     return ("loss",) if unit.kind == "norm" else ("memory", "y")
+
+
+@dataclass
+class Cache:
+    """What the decoder keeps between steps of a generation, of which each adds one token.
+
+    Args:
+        bias_1H1T: relative-position biases of the last of T tokens; shifted, those of any earlier one.
+        past: tokens that it has seen.
+        blocks: keys and values, by block.
+    """
+
+    bias_1H1T: Tensor
+    past: int = 0
+    blocks: dict[int, BlockCache] = field(default_factory=dict)
+
+    def bias(self) -> Tensor:
+        """[1, H, 1, past + 1]: the biases of the token to come."""
+        length = self.bias_1H1T.shape[-1]
+        assert self.past < length, "the cache was made for fewer tokens"
+        return self.bias_1H1T[..., length - self.past - 1 :]
+
+    def select(self, rows_B: Tensor) -> None:
+        """Go on with these rows' tokens. Each must stay with the memory that it attends to."""
+        for block in self.blocks.values():
+            block.attention.select(rows_B)
 
 
 class Stage(nn.Module):
@@ -72,16 +99,27 @@ class Stage(nn.Module):
         """Type of weights and activations."""
         return next(self.parameters()).dtype
 
-    def forward(self, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
-        """From what the stage before left to what the next one needs; statistics go to `record`."""
-        biases: dict[str, Tensor] = {}
+    def start_cache(self, tokens: int) -> Cache:
+        """An empty cache for a decoder of up to `tokens` tokens."""
+        return Cache(self.biases["decoder"](tokens)[:, :, -1:])
+
+    def forward(
+        self, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None = None
+    ) -> Carry:
+        """From what the stage before left to what the next one needs; statistics go to `record`.
+
+        With a `cache` the batch holds one decoder token a row, which follows those of earlier calls.
+        """
+        biases: dict[str, Tensor] = {} if cache is None else {"decoder": cache.bias()}
         for unit in self.units:
             if unit.kind == "embed":
                 carry = self._embed(unit.stack, carry, batch, ctx)
             elif unit.kind == "block":
-                carry = self._block(unit, carry, batch, ctx, record, biases)
+                carry = self._block(unit, carry, batch, ctx, record, biases, cache)
             else:
                 carry = self._finish(unit, carry, batch, ctx, record)
+        if cache is not None:
+            cache.past += 1
         return carry
 
     def _embed(self, stack: Stack, carry: Carry, batch: MicroBatch, ctx: Context) -> Carry:
@@ -91,7 +129,14 @@ class Stage(nn.Module):
         return {**carry, "x" if stack == "encoder" else "y": x_BLD}
 
     def _block(
-        self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, biases: dict[str, Tensor]
+        self,
+        unit: Unit,
+        carry: Carry,
+        batch: MicroBatch,
+        ctx: Context,
+        record: Record,
+        biases: dict[str, Tensor],
+        cache: Cache | None,
     ) -> Carry:
         stream = "x" if unit.stack == "encoder" else "y"
         routed = batch.encoder_routed_BS if unit.stack == "encoder" else batch.decoder_routed_BT
@@ -99,7 +144,9 @@ class Stage(nn.Module):
             biases[unit.stack] = self._self_bias(unit.stack, batch)
         cross = None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
         block, memory = self.parts[_key(unit)], carry.get("memory")
-        x_BLD, statistics = ctx.again("block", block, carry[stream], memory, biases[unit.stack], cross, routed, ctx)
+        kept = None if cache is None else cache.blocks.setdefault(unit.layer, BlockCache())
+        bias = biases[unit.stack]
+        x_BLD, statistics = ctx.again("block", block, carry[stream], memory, bias, cross, routed, ctx, kept)
         if statistics is not None:
             record.add_layer(unit, statistics)
         return {**carry, stream: x_BLD}

@@ -1,19 +1,21 @@
 """The whole model in one process: for inspection, scoring and generation.
 
-B sequences, S encoder tokens, T decoder tokens, D d_model, V vocabulary.
+B sequences, S encoder tokens, T decoder tokens, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from megaswitch.layers.context import Context
 from megaswitch.model.config import STACKS, ModelConfig
+from megaswitch.model.decoding import Decoding
+from megaswitch.model.generate import START, Search, generate, refuse_unusable
 from megaswitch.model.micro_batch import MicroBatch
 from megaswitch.model.record import Record
-from megaswitch.model.stage import EOS, Carry, Stage
+from megaswitch.model.stage import Carry, Stage
 from megaswitch.model.units import stack_units
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.grid import make_grid
@@ -49,9 +51,7 @@ class SwitchTransformer(nn.Module):
             Stage(config, stack_units(config, stack), params, self.topology) for stack in STACKS
         )
 
-    def forward(
-        self, encoder_ids_BS: Tensor, decoder_ids_BT: Tensor, encoder_mask_BS: Tensor | None = None
-    ) -> Output:
+    def forward(self, encoder_ids_BS: Tensor, decoder_ids_BT: Tensor, encoder_mask_BS: Tensor | None = None) -> Output:
         """Logits of the next token at every decoder position. The mask (default: ids that are not 0) says which
         encoder tokens are real. A routing group is `group_sequences` sequences of the lengths given here."""
         batch = self._batch(encoder_ids_BS, decoder_ids_BT, encoder_mask_BS)
@@ -62,23 +62,35 @@ class SwitchTransformer(nn.Module):
         return Output(logits_BTV, dict(zip(names, record.layer_values("aux"), strict=True)))
 
     @torch.no_grad()
-    def generate(self, encoder_ids_BS: Tensor, max_tokens: int, encoder_mask_BS: Tensor | None = None) -> Tensor:
-        """Greedy continuations [B, up to max_tokens] (int64), EOS included, 0 after it; nothing is dropped."""
-        decoder_ids_BT = encoder_ids_BS.new_zeros((encoder_ids_BS.shape[0], 1))
-        batch = self._batch(encoder_ids_BS, decoder_ids_BT, encoder_mask_BS)
+    def generate(
+        self,
+        encoder_ids_BS: Tensor,
+        max_tokens: int,
+        encoder_mask_BS: Tensor | None = None,
+        *,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        length_penalty: float = 1.0,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Continuations [B, up to max_tokens] (int64), EOS included, 0 after it: greedy unless `num_beams` or
+        `temperature` say otherwise (see `generate.Search`). Nothing is dropped, and there is no noise.
+
+        Without the cache each step passes through all tokens again; the result is the same. Raises UserError for
+        options that do not go together.
+        """
+        search = Search(num_beams, temperature, top_k, top_p, seed, length_penalty)
+        refuse_unusable(search, max_tokens)
+        start_B1 = encoder_ids_BS.new_full((encoder_ids_BS.shape[0], 1), START)
+        batch = self._batch(encoder_ids_BS, start_B1, encoder_mask_BS)
         record = Record(self.config, batch.samples_B.device)
-        ctx = self._context(batch, dropless=True)
-        carry = self._encode(batch, ctx, record)
-        ended_B = torch.zeros_like(batch.samples_B, dtype=torch.bool)
-        for _ in range(max_tokens):
-            step = self._batch(encoder_ids_BS, decoder_ids_BT, encoder_mask_BS)
-            last_BV = self._decode(carry, step, ctx, record)[:, -1]
-            next_B = last_BV.argmax(-1).masked_fill(ended_B, 0)
-            decoder_ids_BT = torch.cat([decoder_ids_BT, next_B.unsqueeze(1)], 1)
-            ended_B = ended_B | (next_B == EOS)
-            if bool(ended_B.all()):
-                break
-        return decoder_ids_BT[:, 1:]
+        ctx = replace(self._context(batch, dropless=True), training=False)
+        memory = self._encode(batch, ctx, record)
+        decoding = Decoding(self.decoder, memory, batch, ctx, record, max_tokens if use_cache else 0)
+        return generate(decoding, max_tokens, search)
 
     def _encode(self, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
         carry: Carry = self.encoder({}, batch, ctx, record)
