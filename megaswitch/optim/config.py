@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+AdafactorRule = Literal["t5x", "mtf"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -16,7 +18,10 @@ class OptimConfig:
             up linearly over warmup_steps; "cosine" ends at a tenth of lr at train.steps.
         warmup_steps: see schedule.
         clip: largest global gradient norm; 0 switches clipping off, as in the paper's recipe.
-        min_dim_to_factor: Adafactor factors a matrix only when both sides reach this (experts always).
+        min_dim_to_factor: Adafactor factors a matrix only when both sides reach this (under "t5x", experts always).
+        adafactor_rule: Adafactor as published: "t5x" (factors and clips expert by expert; the released models') or
+            "mtf" (mesh-tensorflow: factors the two largest dimensions, clips by whole tensors, experts together).
+        multiply_by_parameter_scale: whether Adafactor's steps are relative to each parameter's root mean square.
         decay_rate: Adafactor's second-moment decay is 1 - step^-decay_rate.
         update_clip: Adafactor's largest root mean square of an update.
         beta1: AdamW's first-moment decay.
@@ -33,6 +38,8 @@ class OptimConfig:
     warmup_steps: int = 10_000
     clip: float = 0.0
     min_dim_to_factor: int = 128
+    adafactor_rule: AdafactorRule = "t5x"
+    multiply_by_parameter_scale: bool = True
     decay_rate: float = 0.8
     update_clip: float = 1.0
     beta1: float = 0.9

@@ -80,7 +80,10 @@ def _check_config(config: RunConfig, reader: Reader) -> None:
     matters = [c for c in changed if not c.startswith(_FREE)]
     allowed = [c for c in matters if c.startswith(_OF_TRAINING)]
     fatal = [
-        c for c in matters if c not in allowed and c.startswith(("model.", "optim.name", "optim.min_dim", "train.seed"))
+        c
+        for c in matters
+        if c not in allowed
+        and c.startswith(("model.", "optim.name", "optim.min_dim", "optim.adafactor_rule", "train.seed"))
     ]
     if fatal:
         raise DataError(

@@ -40,12 +40,16 @@ SPECS = {
         ParamSpec("router", (9, 8), NORMAL, "router", tp_partial="always"),
         ParamSpec("wi", (8, 5, 6), NORMAL, "experts", shards=(("ep", 0), ("etp", 2)), expert=True),
         ParamSpec("wo", (8, 6, 5), NORMAL, "experts", shards=(("ep", 0), ("etp", 1)), expert=True),
+        ParamSpec("wi_tall", (8, 6, 4), NORMAL, "experts", shards=(("ep", 0), ("etp", 2)), expert=True),
+        ParamSpec("wo_wide", (4, 6, 5), NORMAL, "experts", shards=(("ep", 0), ("etp", 1)), expert=True),
     )
 }
 OWNERS = dict.fromkeys(SPECS, (0,))
 OPTIMIZERS = {
     "adafactor": OptimConfig(name="adafactor", min_dim_to_factor=5),
     "adafactor unfactored": OptimConfig(name="adafactor", min_dim_to_factor=128),
+    "adafactor mtf": OptimConfig(name="adafactor", adafactor_rule="mtf", min_dim_to_factor=5),
+    "adafactor mtf unfactored": OptimConfig(name="adafactor", adafactor_rule="mtf", multiply_by_parameter_scale=False),
     "adamw": OptimConfig(name="adamw", weight_decay=0.1),
 }
 LAYOUTS = [
@@ -155,6 +159,37 @@ def test_no_cut_changes_a_clipped_update(world, n, layout):
     serial = run(alone(CPU), config, zero=True, clip=clip)
     assert min(serial.norms) > clip
     assert_equal_parts(serial, world(n, run_here, n, layout, config, True, clip), n, layout)
+
+
+STATE_OF = {
+    "adafactor": {"wi": ((8, 5), (8, 6)), "wi_tall": ((8, 6), (8, 4)), "wo_wide": ((4, 6), (4, 5))},
+    "adafactor mtf": {"wi": ((8, 5), (5, 6)), "wi_tall": ((8, 4), (6, 4)), "wo_wide": ((4, 6), (4, 5))},
+}
+"""Global shapes of the means by row and by column: under "mtf" experts are factored where they are many."""
+
+
+@pytest.mark.parametrize("name", STATE_OF)
+def test_shapes_of_the_state_are_the_rules_alone(world, name):
+    expected = {
+        f"{kind}/{p}": s for p, pair in STATE_OF[name].items() for kind, s in zip(("row", "col"), pair, strict=True)
+    }
+    layout = {"tp": 2, "ep": 2, "etp": 2}
+    ranks = [run(alone(CPU), OPTIMIZERS[name], zero=True), *world(4, run_here, 4, layout, OPTIMIZERS[name], True, 0.0)]
+    for outcome in ranks:
+        shapes = {state: shape for state, shape, _, _ in outcome.state if state in expected}
+        assert shapes.items() <= expected.items()
+    assert shapes_of_all(ranks[1:]) >= expected.keys()
+
+
+def shapes_of_all(ranks: list[Outcome]) -> set[str]:
+    return {state for outcome in ranks for state, *_ in outcome.state}
+
+
+def test_the_two_rules_differ_in_experts_alone():
+    """With every matrix factored by both. Each tensor of experts is skewed, so that means over all of them show."""
+    t5x, mtf = (whole([run(alone(CPU), OPTIMIZERS[n], zero=True).weights]) for n in ("adafactor", "adafactor mtf"))
+    differ = {name for name in t5x if distance(t5x[name], mtf[name]) > 1e-3}
+    assert differ == {f"weight/{name}" for name, spec in SPECS.items() if spec.expert}
 
 
 def test_the_norm_is_that_of_the_whole_gradients():

@@ -104,6 +104,7 @@ def test_what_is_learned_from_then_on_may_change_and_is_said(saved, caplog, valu
         ({"model__num_experts": 4}, r"model\.num_experts: 8, now 4"),
         ({"model__encoder_length": 16}, r"model\.encoder_length: 12, now 16"),
         ({"optim__name": "adamw"}, r"optim\.name: adafactor, now adamw"),
+        ({"optim__adafactor_rule": "mtf"}, r"optim\.adafactor_rule: t5x, now mtf"),
         ({"optim__min_dim_to_factor": 8}, r"optim\.min_dim_to_factor: 16, now 8"),
         ({"train__seed": 4}, r"train\.seed: 3, now 4"),
     ],
