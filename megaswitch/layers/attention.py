@@ -48,13 +48,37 @@ class Kept:
             self.k_BMHK, self.v_BMHK = self.k_BMHK[rows_B], self.v_BMHK[rows_B]
 
 
+class AttentionCore:
+    """Softmax attention of this rank's heads, with dropout on the weights."""
+
+    def __init__(self, name: str, config: ModelConfig, region: Region) -> None:
+        self.name, self.rate, self.axis = name, config.dropout, region.axis
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
+        """[B, L, H, K] from queries [B, L, H, K], keys and values [B, M, H, K]."""
+        out: Tensor = ctx.again("core", self._attend, q, k, v, bias, ctx)
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
+        if not ctx.training or self.rate == 0.0:
+            return attention(q, k, v, bias, None)
+        return attention(q, k, v, bias, lambda w_BHLM: self._drop(w_BHLM, ctx))
+
+    def _drop(self, w_BHLM: Tensor, ctx: Context) -> Tensor:
+        _, heads, queries, keys = w_BHLM.shape
+        first = self.axis.rank * heads
+        head = torch.arange(first, first + heads, device=w_BHLM.device)
+        uniform = ctx.uniform(f"{self.name}.weights", head, ctx.positions(queries, False), ctx.positions(keys, False))
+        return drop(w_BHLM, self.rate, uniform)
+
+
 class Attention(nn.Module):
     """Attention from `x` to itself, or to a memory."""
 
     def __init__(self, name: str, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
         super().__init__()
-        self.name, self.region = name, region
-        self.rate, self.d_kv = config.dropout, config.d_kv
+        self.region, self.d_kv = region, config.d_kv
+        self.core = AttentionCore(name, config, region)
         self.q, self.k, self.v, self.o = (Linear(f"{name}.{w}", params) for w in "qkvo")
 
     def forward(
@@ -73,8 +97,7 @@ class Attention(nn.Module):
         inside_BLD = self.region.enter(x_BLD)
         q = self._heads(self.q(inside_BLD))
         k, v = self._keys_values(inside_BLD, memory_BMD, kept)
-        out_BLHK = ctx.again("core", self._core, q, k, v, bias, ctx)
-        return self.region.leave(self.o(out_BLHK.flatten(2)))
+        return self.region.leave(self.o(self.core(q, k, v, bias, ctx).flatten(2)))
 
     def _keys_values(self, inside_BLD: Tensor, memory_BMD: Tensor | None, kept: Kept | None) -> tuple[Tensor, Tensor]:
         if memory_BMD is not None and kept is not None and kept.k_BMHK is not None and kept.v_BMHK is not None:
@@ -85,15 +108,3 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.d_kv)
-
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
-        if not ctx.training or self.rate == 0.0:
-            return attention(q, k, v, bias, None)
-        return attention(q, k, v, bias, lambda w_BHLM: self._drop(w_BHLM, ctx))
-
-    def _drop(self, w_BHLM: Tensor, ctx: Context) -> Tensor:
-        _, heads, queries, keys = w_BHLM.shape
-        first = self.region.axis.rank * heads
-        head = torch.arange(first, first + heads, device=w_BHLM.device)
-        uniform = ctx.uniform(f"{self.name}.weights", head, ctx.positions(queries, False), ctx.positions(keys, False))
-        return drop(w_BHLM, self.rate, uniform)

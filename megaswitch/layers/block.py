@@ -6,10 +6,12 @@ B sequences, L tokens (this rank's part where the sequence is split), D d_model.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from megaswitch.layers.attention import Attention, Kept, attention_specs
 from megaswitch.layers.context import Context, dropout
+from megaswitch.layers.expert_attention import ExpertAttention, expert_attention_specs
 from megaswitch.layers.feed_forward import FeedForward, feed_forward_specs
 from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
 from megaswitch.layers.norm import Norm, norm_specs
@@ -18,20 +20,32 @@ from megaswitch.model.config import ModelConfig, Stack
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
+_SPECS = {
+    "attention": attention_specs,
+    "cross_attention": attention_specs,
+    "expert_attention": expert_attention_specs,
+    "switch": switch_specs,
+    "feed_forward": feed_forward_specs,
+}
+SPARSE = ("expert_attention", "switch")
+"""Sublayers with experts, in the order of their statistics."""
 
-def _sublayers(config: ModelConfig, stack: Stack, layer: int) -> list[str]:
-    last = "switch" if config.is_sparse(stack, layer) else "feed_forward"
-    return ["attention", last] if stack == "encoder" else ["attention", "cross_attention", last]
+
+def sublayers(config: ModelConfig, stack: Stack, layer: int) -> list[str]:
+    """Names of a block's sublayers, in order."""
+    sparse = config.is_sparse(stack, layer)
+    first = "expert_attention" if sparse and config.expert_attention else "attention"
+    last = "switch" if sparse else "feed_forward"
+    return [first, last] if stack == "encoder" else [first, "cross_attention", last]
 
 
 def block_specs(config: ModelConfig, stack: Stack, layer: int) -> list[ParamSpec]:
     """Parameters of a block: each sublayer's, and its norm's."""
-    makers = {"switch": switch_specs, "feed_forward": feed_forward_specs}
     specs: list[ParamSpec] = []
-    for sublayer in _sublayers(config, stack, layer):
+    for sublayer in sublayers(config, stack, layer):
         name = f"{stack}.blocks.{layer}.{sublayer}"
         specs += norm_specs(f"{name}.norm", config)
-        specs += makers.get(sublayer, attention_specs)(name, config)
+        specs += _SPECS[sublayer](name, config)
     return specs
 
 
@@ -52,15 +66,19 @@ class Block(nn.Module):
         super().__init__()
         name, region = f"{stack}.blocks.{layer}", region_of(topology)
         self.name, self.rate, self.split = name, config.dropout, topology.sequence_parallel
-        sublayers = _sublayers(config, stack, layer)
-        self.norms = nn.ModuleDict({s: Norm(f"{name}.{s}.norm", params) for s in sublayers})
-        self.attention = Attention(f"{name}.attention", config, params, region)
+        parts = sublayers(config, stack, layer)
+        self.norms = nn.ModuleDict({s: Norm(f"{name}.{s}.norm", params) for s in parts})
+        self.attention: Attention | ExpertAttention
+        if parts[0] == "expert_attention":
+            self.attention = ExpertAttention(f"{name}.expert_attention", config, stack, params, topology)
+        else:
+            self.attention = Attention(f"{name}.attention", config, params, region)
         self.cross_attention = (
             Attention(f"{name}.cross_attention", config, params, region) if stack == "decoder" else None
         )
         self.switch: SwitchLayer | None = None
         self.feed_forward: FeedForward | None = None
-        if sublayers[-1] == "switch":
+        if parts[-1] == "switch":
             self.switch = SwitchLayer(f"{name}.switch", config, stack, params, topology)
         else:
             self.feed_forward = FeedForward(f"{name}.feed_forward", config, params, region)
@@ -75,22 +93,33 @@ class Block(nn.Module):
         ctx: Context,
         cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream after the block, and the Switch layer's statistics if it has one.
+        """The residual stream after the block, and the statistics of its sparse sublayers end to end, if any.
 
         With a `cache` the tokens follow those of earlier calls.
         """
         kept, kept_cross = (None, None) if cache is None else (cache.attention, cache.cross_attention)
-        y = self.attention(self.norms["attention"](x_BLD), None, self_bias, ctx, kept)
-        x_BLD = x_BLD + self._dropout(y, "attention", ctx)
+        x_BLD, told = self._attend(x_BLD, self_bias, routed_BL, ctx, kept)
         if self.cross_attention is not None:
             y = self.cross_attention(self.norms["cross_attention"](x_BLD), memory_BMD, cross_bias, ctx, kept_cross)
             x_BLD = x_BLD + self._dropout(y, "cross_attention", ctx)
         if self.switch is not None:
             y, statistics = self.switch(self.norms["switch"](x_BLD), routed_BL, ctx)
-            return x_BLD + self._dropout(y, "switch", ctx), statistics
+            told = statistics if told is None else torch.cat([told, statistics])
+            return x_BLD + self._dropout(y, "switch", ctx), told
         assert self.feed_forward is not None
         y = self.feed_forward(self.norms["feed_forward"](x_BLD), ctx)
-        return x_BLD + self._dropout(y, "feed_forward", ctx), None
+        return x_BLD + self._dropout(y, "feed_forward", ctx), told
+
+    def _attend(
+        self, x_BLD: Tensor, bias: Tensor, routed_BL: Tensor, ctx: Context, kept: Kept | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention with its residual, and its statistics where its projections are experts."""
+        if isinstance(self.attention, ExpertAttention):
+            normed = self.norms["expert_attention"](x_BLD)
+            y, told = self.attention(normed, routed_BL, bias, ctx, kept)
+            return x_BLD + self._dropout(y, "attention", ctx), told
+        y = self.attention(self.norms["attention"](x_BLD), None, bias, ctx, kept)
+        return x_BLD + self._dropout(y, "attention", ctx), None
 
     def _dropout(self, y_BLD: Tensor, sublayer: str, ctx: Context) -> Tensor:
         return dropout(y_BLD, self.rate, f"{self.name}.{sublayer}.out", ctx, split=self.split)

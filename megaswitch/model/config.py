@@ -53,6 +53,8 @@ class ModelConfig:
         second_threshold: normalised gate above which the second expert is used, or surely used under "random".
         second_place_loss: whether "top2" balances second choices too, with half the weight.
         aux_loss_reduction: auxiliary losses are a "sum" over Switch layers (paper) or their "mean" (T5X).
+        expert_attention: whether sparse blocks also project their self-attention by experts (appendix A).
+        expert_attention_in_bfloat16: allow that in bfloat16, where the paper saw it diverge.
         fixed_capacity: slots of an expert for a group, whatever the factors say; null goes by the factors.
     """
 
@@ -96,6 +98,8 @@ class ModelConfig:
     second_threshold: float = 0.2
     second_place_loss: bool = False
     aux_loss_reduction: Literal["sum", "mean"] = "sum"
+    expert_attention: bool = False
+    expert_attention_in_bfloat16: bool = False
     fixed_capacity: int | None = None
 
     def num_layers(self, stack: Stack) -> int:
@@ -129,7 +133,9 @@ class ModelConfig:
     @property
     def aux_loss_weight(self) -> float:
         """Coefficient of each Switch layer's load-balancing loss."""
-        layers = sum(self.num_sparse(stack) for stack in STACKS) if self.aux_loss_reduction == "mean" else 1
+        if self.aux_loss_reduction == "sum":
+            return self.aux_loss_coef
+        layers = sum(self.num_sparse(stack) for stack in STACKS) * (2 if self.expert_attention else 1)
         return self.aux_loss_coef / layers
 
     def slots(self, tokens: int, *, training: bool) -> int | None:

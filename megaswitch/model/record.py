@@ -9,7 +9,7 @@ from torch import Tensor
 from megaswitch.comm.collectives import all_reduce_
 from megaswitch.layers.moe.statistics import STATISTICS
 from megaswitch.model.config import ModelConfig
-from megaswitch.model.units import Unit, switch_layers
+from megaswitch.model.units import Unit, switch_names
 from megaswitch.topology.topology import Axis
 from megaswitch.utils.host import host_read
 
@@ -27,10 +27,12 @@ class Record:
     """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        self.layers = switch_layers(config)
+        rows = switch_names(config)
+        self.names = [name for _, name in rows]
+        self.first_row = {unit: i for i, (unit, _) in reversed(list(enumerate(rows)))}
         self.width = len(STATISTICS) + config.num_experts
         # float64: counts must stay whole, and sums keep what float32 terms have
-        self.vector = torch.zeros(_HEAD + len(self.layers) * self.width, device=device, dtype=torch.float64)
+        self.vector = torch.zeros(_HEAD + len(self.names) * self.width, device=device, dtype=torch.float64)
 
     def ask_to_stop(self, wish: bool) -> None:
         """Tell the others whether this process wants to end after the step."""
@@ -41,24 +43,23 @@ class Record:
         self.vector[: len(TOKENS)] += sums.detach()
 
     def add_layer(self, unit: Unit, statistics: Tensor) -> None:
-        """Add a Switch layer's statistics."""
-        first = _HEAD + self.layers.index(unit) * self.width
-        self.vector[first : first + self.width] += statistics.detach()
+        """Add the statistics of a block's Switch layers, end to end."""
+        first = _HEAD + self.first_row[unit] * self.width
+        self.vector[first : first + statistics.numel()] += statistics.detach()
 
     def layer_values(self, name: str) -> list[float]:
         """One statistic of each Switch layer, as far as this process has added to it."""
-        rows = self.vector[_HEAD:].view(len(self.layers), self.width)
+        rows = self.vector[_HEAD:].view(len(self.names), self.width)
         return [float(v) for v in host_read("layer_values", rows[:, STATISTICS.index(name)])]
 
     def summed(self, world: Axis) -> "StepRecord":
         """The sums over all ranks (one all-reduce), read by the host."""
         values = host_read("record", all_reduce_(self.vector, world))
         head, rest = values[: len(TOKENS)], values[_HEAD:]
-        rows = [rest[i * self.width : (i + 1) * self.width] for i in range(len(self.layers))]
-        names = [f"{u.stack}.{u.layer}" for u in self.layers]
+        rows = [rest[i * self.width : (i + 1) * self.width] for i in range(len(self.names))]
         layers = {
             name: LayerRecord(**dict(zip(STATISTICS, row, strict=False)), load=row[len(STATISTICS) :])
-            for name, row in zip(names, rows, strict=True)
+            for name, row in zip(self.names, rows, strict=True)
         }
         return StepRecord(**dict(zip(TOKENS, head, strict=True)), stops=values[_STOP], layers=layers)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from megaswitch.layers.block import block_specs
+from megaswitch.layers.block import SPARSE, block_specs, sublayers
 from megaswitch.layers.embedding import embedding_specs, head_specs
 from megaswitch.layers.norm import norm_specs
 from megaswitch.layers.relative_bias import relative_bias_specs
@@ -57,8 +57,18 @@ def param_specs(config: ModelConfig, units: Sequence[Unit] | None = None) -> dic
 
 
 def switch_layers(config: ModelConfig) -> list[Unit]:
-    """The blocks with Switch layers: encoder first, in order; a layer's place here is its row in the record."""
+    """The blocks with Switch layers: encoder first, in order."""
     return [u for u in all_units(config) if u.kind == "block" and config.is_sparse(u.stack, u.layer)]
+
+
+def switch_names(config: ModelConfig) -> list[tuple[Unit, str]]:
+    """Every sparse sublayer of the model, as its block and its name in the record, in the record's order."""
+    return [
+        (unit, f"{unit.stack}.{unit.layer}" if sublayer == "switch" else f"{unit.stack}.{unit.layer}.attention")
+        for unit in switch_layers(config)
+        for sublayer in sublayers(config, unit.stack, unit.layer)
+        if sublayer in SPARSE
+    ]
 
 
 def _glued(units: Sequence[Unit]) -> list[list[Unit]]:

@@ -17,14 +17,20 @@ from megaswitch.ops.reference.random import fold, to_uniform
 from megaswitch.params.spec import Init, ParamSpec
 from megaswitch.topology.topology import Axis
 
+FEED_FORWARD = ("wo",)
+"""The output matrix of experts that are feed-forward networks."""
 
-def expert_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
-    """wi, wi_gate (GEGLU only) [experts, d_model, d_ff] and wo [experts, d_ff, d_model]."""
+
+def expert_specs(
+    name: str, config: ModelConfig, outputs: Sequence[str] = FEED_FORWARD, width: int | None = None
+) -> list[ParamSpec]:
+    """wi, wi_gate (GEGLU only) [experts, d_model, d_ff], and the output matrices [experts, d_ff, width], which
+    share the hidden units; `width` is d_model unless given."""
     experts, wide, narrow = config.num_experts, config.d_model, config.d_ff
     into = ["wi", "wi_gate"] if config.activation == "geglu" else ["wi"]
     std_in, std_out = sqrt(config.init_scale / wide), sqrt(config.init_scale / narrow)
     specs = [_spec(f"{name}.{w}", (experts, wide, narrow), std_in, 2) for w in into]
-    return [*specs, _spec(f"{name}.wo", (experts, narrow, wide), std_out, 1)]
+    return [*specs, *(_spec(f"{name}.{w}", (experts, narrow, width or wide), std_out, 1) for w in outputs)]
 
 
 def _spec(name: str, shape: tuple[int, int, int], std: float, etp_dim: int) -> ParamSpec:
@@ -34,16 +40,26 @@ def _spec(name: str, shape: tuple[int, int, int], std: float, etp_dim: int) -> P
 class Experts(nn.Module):
     """relu(x wi_e) wo_e, or GEGLU, for the rows of each expert e; with etp, this rank's part of the sum."""
 
-    def __init__(self, name: str, config: ModelConfig, params: Mapping[str, nn.Parameter], etp: Axis) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        params: Mapping[str, nn.Parameter],
+        etp: Axis,
+        outputs: Sequence[str] = FEED_FORWARD,
+    ) -> None:
         super().__init__()
         self.etp, self.rate = etp, config.hidden_dropout_of_experts
-        self.wi_XDF, self.wo_XFD = params[f"{name}.wi"], params[f"{name}.wo"]
+        self.wi_XDF = params[f"{name}.wi"]
+        self.outputs = nn.ParameterList([params[f"{name}.{w}"] for w in outputs])
         self.wi_gate_XDF = params[f"{name}.wi_gate"] if config.activation == "geglu" else None
 
     def forward(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, ctx: Context) -> Tensor:
-        """[M, D]; `noise_M` are the rows' random states, when the hidden units are dropped out."""
+        """[M, widths of all outputs, side by side]; `noise_M` are the rows' random states, when the hidden units are
+        dropped out."""
         hidden_MF = ctx.again("core", self._hidden, x_MD, counts, noise_M)
-        return grouped_linear(hidden_MF, self.wo_XFD, counts)
+        parts = [grouped_linear(hidden_MF, w_XFD, counts) for w_XFD in self.outputs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _hidden(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None) -> Tensor:
         hidden_MF = grouped_linear(x_MD, self.wi_XDF, counts)

@@ -8,7 +8,7 @@ B sequences, L tokens of a sequence (all of them), l this tp rank's part, t thos
 K choices a token, D d_model, E experts, T = B x l tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from megaswitch.comm.functions import concat_along, gather_along, scatter_along,
 from megaswitch.layers.context import Context
 from megaswitch.layers.moe.choice import Choice, encode, named_index, wanted_index
 from megaswitch.layers.moe.dispatch import Route, from_experts, make_route, to_experts
-from megaswitch.layers.moe.experts import Experts, expert_specs
+from megaswitch.layers.moe.experts import FEED_FORWARD, Experts, expert_specs
 from megaswitch.layers.moe.losses import attach
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.layers.moe.plan import count_choices, make_plan
@@ -45,18 +45,24 @@ class _Decided(NamedTuple):
 
 
 class SwitchLayer(nn.Module):
-    """A feed-forward layer of which each token passes through one expert (or, with other routers, a few)."""
+    """A layer of which each token passes through one expert (or, with other routers, a few)."""
 
     def __init__(
-        self, name: str, config: ModelConfig, stack: Stack, params: Mapping[str, nn.Parameter], topology: Topology
+        self,
+        name: str,
+        config: ModelConfig,
+        stack: Stack,
+        params: Mapping[str, nn.Parameter],
+        topology: Topology,
+        outputs: Sequence[str] = FEED_FORWARD,
     ) -> None:
         super().__init__()
         self.name, self.config, self.stack, self.topology = name, config, stack, topology
         self.router = Router(f"{name}.router", config, params)
-        self.experts = Experts(f"{name}.experts", config, params, topology.etp)
+        self.experts = Experts(f"{name}.experts", config, params, topology.etp, outputs)
 
     def forward(self, x_BLD: Tensor, routed_BL: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """The layer's output, shaped and split as `x_BLD`, zero at dropped tokens, and its statistics.
+        """The layer's output, split as `x_BLD`, zero at dropped tokens, and its statistics.
 
         `routed_BL` says of all positions, also of other tp ranks', which tokens are routed.
         """
