@@ -58,7 +58,7 @@ class SwitchTransformer(nn.Module):
         record = Record(self.config, batch.samples_B.device)
         ctx = self._context(batch, dropless=False)
         logits_BTV = self._decode(self._encode(batch, ctx, record), batch, ctx, record)
-        names = [f"{u.stack}.{u.layer}" for u in record.layers]
+        names = record.names
         return Output(logits_BTV, dict(zip(names, record.layer_values("aux"), strict=True)))
 
     @torch.no_grad()

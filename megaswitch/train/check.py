@@ -11,6 +11,7 @@ from megaswitch.model.units import stage_problems
 from megaswitch.topology.grid import layout_problems
 from megaswitch.train.config import RunConfig
 from megaswitch.train.ranges import range_problems
+from megaswitch.train.router_check import router_problems
 from megaswitch.utils.errors import UserError
 from megaswitch.utils.problem import Problem
 
@@ -25,6 +26,7 @@ def check(config: RunConfig, world: int) -> list[Problem]:
         *_sharding(config),
         *_batches(config, world),
         *_lengths(config),
+        *router_problems(config),
     ]
 
 

@@ -32,6 +32,8 @@ _AT_LEAST_1 = _Range(
         "model.decoder_length",
         "model.group_sequences",
         "model.decoder_group_sequences",
+        "model.router_choices",
+        "model.fixed_capacity",
         "train.steps",
         "train.global_batch",
         "train.micro_batch",
@@ -67,6 +69,7 @@ _ABOVE_0 = _Range(
     (
         "model.init_scale",
         "model.router_init_std",
+        "model.second_threshold",
         "optim.lr",
         "optim.decay_rate",
         "optim.update_clip",
@@ -77,7 +80,7 @@ _ABOVE_0 = _Range(
 _SHARES = _Range(
     lambda number: 0 <= number < 1,
     "give a number from 0 up to, but not including, 1",
-    ("model.dropout", "model.expert_dropout", "model.jitter", "optim.beta1", "optim.beta2"),
+    ("model.dropout", "model.expert_dropout", "model.router_dropout", "model.jitter", "optim.beta1", "optim.beta2"),
 )
 _FACTORS = _Range(
     lambda number: number > 0,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megaswitch.checkpoint.choose import choose, committed
 from megaswitch.checkpoint.format import step_of
 from megaswitch.checkpoint.reader import Reader
-from megaswitch.checkpoint.training import Progress, differences, progress_of, restore
+from megaswitch.checkpoint.training import Progress, differences, is_weights_only, progress_of, restore
 from megaswitch.config.documents import to_dict
 from megaswitch.train.config import RunConfig
 from megaswitch.train.system import System
@@ -48,6 +48,8 @@ _OF_TRAINING = (
     "model.router_init_std",
     "model.router_dtype",
 )
+# What else the weights alone leave open.
+_OPEN_TO_WEIGHTS = ("model.encoder_length", "model.decoder_length")
 
 
 def checkpoint_root(config: RunConfig) -> Path:
@@ -76,9 +78,13 @@ def _refuse_older_start(root: Path, wanted: str, step: int) -> None:
 
 def _check_config(config: RunConfig, reader: Reader) -> None:
     """Refuse a checkpoint of another model, optimizer or seed; tell of every other change that matters."""
-    changed = list(differences(reader.state.get("config"), to_dict(config)))
+    current: dict[str, object] = to_dict(config)
+    free: tuple[str, ...] = _OF_TRAINING
+    if is_weights_only(reader):
+        current, free = {"model": current["model"]}, (*_OF_TRAINING, *_OPEN_TO_WEIGHTS)
+    changed = list(differences(reader.state.get("config"), current))
     matters = [c for c in changed if not c.startswith(_FREE)]
-    allowed = [c for c in matters if c.startswith(_OF_TRAINING)]
+    allowed = [c for c in matters if c.startswith(free)]
     fatal = [
         c
         for c in matters
@@ -96,9 +102,16 @@ def _check_config(config: RunConfig, reader: Reader) -> None:
 
 
 def resume(system: System, reader: Reader, fingerprint: str) -> Progress:
-    """Bring the system to where the checkpoint's run stood; refuses other models and other data."""
+    """Bring the system to where the checkpoint's run stood; refuses other models and other data.
+
+    From a checkpoint of weights alone a run begins: step 0, fresh optimizer, any data.
+    """
     config = system.config
     _check_config(config, reader)
+    if is_weights_only(reader):
+        restore(reader, system.buckets, None)
+        log.info("begins with the weights of %s and a fresh optimizer", reader.path)
+        return Progress(0, 0)
     if reader.state.get("data") != fingerprint:
         message = f"{reader.path} was trained on other data than data.train names now"
         if config.checkpoint.data_mismatch == "refuse":
