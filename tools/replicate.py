@@ -13,7 +13,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "Example (after launch/quickstart.sh): python tools/replicate.py capacity --steps 100 --out runs/replicate"
@@ -149,7 +151,7 @@ def table(experiment: Experiment, results: dict[str, list[Result]], steps: int) 
 
 
 def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def plot(experiment: Experiment, results: dict[str, list[Result]], path: Path) -> None:
