@@ -46,3 +46,12 @@ def count(specs: Iterable[ParamSpec]) -> dict[str, int]:
     for spec in specs:
         counts[spec.part] += spec.size
     return {**counts, "total": sum(counts.values())}
+
+
+def active(specs: Iterable[ParamSpec], experts_per_token: int = 1) -> int:
+    """Parameters that one token meets: everything but the experts, the router among it, and as many experts of each
+    Switch layer as the token is sent to."""
+    total = 0
+    for spec in specs:
+        total += spec.size // spec.shape[0] * min(experts_per_token, spec.shape[0]) if spec.expert else spec.size
+    return total

@@ -78,7 +78,21 @@ def test_info_counts_as_published(golden):
     assert facts["parameters"]["total"] == published["total"]
     assert facts["parameters"]["by_part"] == {part: published[part] for part in facts["parameters"]["by_part"]}
     assert sum(facts["parameters"]["by_part"].values()) == published["total"]
+    assert facts["parameters"]["active"] == published["active"]
     assert facts["flops_per_sequence"] == pytest.approx(124.6e9, rel=1e-3)
+    assert "published" not in facts, "the paper prints no figures of it"
+
+
+def test_info_shows_the_papers_figures_beside():
+    done = megaswitch("info", "switch_xxl_64_as_printed")
+    assert done.returncode == 0 and done.stderr == ""
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in done.stdout.splitlines()}
+    assert lines["total"] == "total 201,395,253,248 paper: 395B (table 9)"
+    assert lines["active"] == "active 11,141,623,808"
+    assert lines["forward FLOPs"] == "forward FLOPs 6.26e+12 paper: 6.3T (table 9)"
+    done = megaswitch("info", "switch_base_16", "--json")
+    published = {"parameters": 1.1e9, "flops_per_sequence": None, "source": "table 7"}
+    assert json.loads(done.stdout)["published"] == published
 
 
 def test_info_of_what_is_no_preset():
