@@ -59,6 +59,8 @@ AT_LEAST_1 = [
     "model.decoder_length",
     "model.group_sequences",
     "model.decoder_group_sequences",
+    "model.router_choices",
+    "model.fixed_capacity",
     "train.steps",
     "train.global_batch",
     "train.micro_batch",
@@ -86,12 +88,14 @@ AT_LEAST_0 = [
 ABOVE_0 = [
     "model.init_scale",
     "model.router_init_std",
+    "model.second_threshold",
     "optim.lr",
     "optim.decay_rate",
     "optim.update_clip",
     "optim.eps",
     "run.timeout",
 ]
+SHARES = ["model.dropout", "model.expert_dropout", "model.router_dropout", "model.jitter", "optim.beta1", "optim.beta2"]
 NAN = float("nan")
 
 
@@ -111,16 +115,15 @@ def test_numbers_that_must_be_above_zero(key, value):
     assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}
 
 
-@pytest.mark.parametrize("key", ["model.dropout", "model.expert_dropout", "model.jitter", "optim.beta1", "optim.beta2"])
+@pytest.mark.parametrize("key", SHARES)
 @pytest.mark.parametrize("value", [-0.1, 1.0, NAN])
 def test_shares_that_are_none(key, value):
     assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}, "and under no other key"
 
 
 def test_every_range_is_tested():
-    shares = ("model.dropout", "model.expert_dropout", "model.jitter", "optim.beta1", "optim.beta2")
     factors = ("model.capacity_factor", "model.eval_capacity_factor")
-    tested = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *shares, *factors]
+    tested = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *SHARES, *factors]
     assert sorted(key for allowed in RANGES for key in allowed.keys) == sorted(tested)
 
 
