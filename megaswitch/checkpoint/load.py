@@ -5,28 +5,65 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from megaswitch.checkpoint.choose import choose, committed
+from megaswitch.checkpoint.format import MANIFEST, step_of
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.config.documents import from_dict
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.transformer import SwitchTransformer
 from megaswitch.model.units import param_specs
-from megaswitch.utils.errors import DataError
+from megaswitch.topology.config import LayoutConfig
+from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
 
 def load(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    layout: LayoutConfig | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> SwitchTransformer:
-    """The model of a checkpoint folder (`.../checkpoints/step-00001000`), in evaluation mode.
+    """The model of a checkpoint, whole, in this process and in evaluation mode.
 
-    Nothing loaded can run code. Raises DataError when the folder is no whole checkpoint of a model.
+    `path` is a checkpoint's folder (`.../checkpoints/step-00001000`, or what was imported), or a run's: then its
+    newest checkpoint that verifies is taken, whatever layout wrote it. Nothing loaded can run code.
+
+    Raises UserError for a `layout` of several processes, MissingInputError when there is no checkpoint, DataError
+    when it is damaged or not of a model.
     """
-    reader = Reader(Path(path))
+    if layout is not None and layout.tp * layout.pp * layout.ep * layout.etp != 1:
+        raise UserError(
+            f"load gives a whole model in one process, not its parts over tp={layout.tp}, pp={layout.pp}, "
+            f"ep={layout.ep}: leave out the layout, or train and evaluate in that layout with torchrun"
+        )
+    reader, config = open_model(path)
+    params = {name: nn.Parameter(reader.read_all(f"weight/{name}", dtype).to(device)) for name in param_specs(config)}
+    return SwitchTransformer(config, params).eval()
+
+
+def open_model(path: str | Path) -> tuple[Reader, ModelConfig]:
+    """The verified checkpoint at `path` (see `load`), and the configuration of its model."""
+    reader = Reader(find_checkpoint(Path(path)))
     saved = reader.state.get("config")
     model = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(model, dict):
-        raise DataError(f"{path} does not say which model it holds; it is no training checkpoint")
-    config = from_dict(ModelConfig, model, str(path))
-    params = {
-        name: nn.Parameter(reader.read_all(f"weight/{name}", dtype).to(device)) for name in param_specs(config)
-    }
-    return SwitchTransformer(config, params).eval()
+        raise DataError(f"{reader.path} does not say which model it holds; it is no training checkpoint")
+    return reader, from_dict(ModelConfig, model, str(reader.path))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` when it is a checkpoint's folder, else the newest below it that verifies: in the folder of a run, or of
+    its checkpoints. MissingInputError when there is none, DataError when none verifies."""
+    if (path / MANIFEST).exists() or step_of(path.name) is not None:
+        return path
+    root = next((root for root in (path / "checkpoints", path) if committed(root)), None)
+    if root is None:
+        raise MissingInputError(
+            f"{path} is no checkpoint, and none is below it; give the folder of one (.../checkpoints/step-...) "
+            "or of a run"
+        )
+    found = choose(root, "auto")
+    if found is None:
+        raise DataError(
+            f"none of the checkpoints below {root} verifies; tools/checkpoint.py verify names what is wrong"
+        )
+    return found

@@ -47,6 +47,17 @@ def save_training(
     return save(root, progress.step, pieces, state, group)
 
 
+def weights_only_state(config: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The state of a checkpoint at step 0 that no run wrote: it holds weights and the model's configuration, from
+    which a run begins with a fresh optimizer, whatever its data."""
+    return {"samples": 0, "config": dict(config), "data": "", "weights_only": True}
+
+
+def is_weights_only(reader: Reader) -> bool:
+    """Whether a checkpoint holds no optimizer state and belongs to no run."""
+    return reader.state.get("weights_only") is True
+
+
 def progress_of(reader: Reader) -> Progress:
     """Where the run stood that wrote the checkpoint."""
     samples = reader.state.get("samples")

@@ -46,6 +46,8 @@ class SwitchTransformer(nn.Module):
     def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.config = config
+        self.params = dict(params)
+        """The parameters by their global names, those of checkpoints; modules hold the same objects."""
         self.topology = alone(next(iter(params.values())).device)
         self.encoder, self.decoder = (
             Stage(config, stack_units(config, stack), params, self.topology) for stack in STACKS

@@ -45,11 +45,20 @@ _OF_TRAINING = (
     "model.router_z_loss_coef",
     "model.z_loss",
     "model.init_scale",
+    "model.init_rule",
     "model.router_init_std",
     "model.router_dtype",
 )
-# What else the weights alone leave open.
-_OPEN_TO_WEIGHTS = ("model.encoder_length", "model.decoder_length")
+# What else the weights alone leave open: a run that begins with them may route and load them in its own way.
+_OPEN_TO_WEIGHTS = (
+    "model.encoder_length",
+    "model.decoder_length",
+    "model.fixed_capacity",
+    "model.aux_loss_reduction",
+    "model.exploration",
+    "model.router_",
+    "model.second_",
+)
 
 
 def checkpoint_root(config: RunConfig) -> Path:

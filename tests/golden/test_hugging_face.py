@@ -1,148 +1,115 @@
-"""The whole model against logits and gradients that Hugging Face computed with the same weights."""
+"""The whole model against logits and gradients that Hugging Face computed with the same weights: imported by the tool,
+exported by it again, and read by transformers where that is installed."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from golden.hugging_face import GRADIENTS, LOGITS, MODELS, SWITCH, arrays, convert, far, folder, ours
 from torch.nn import functional as F
 
-from megaswitch.model.config import STACKS, ModelConfig
+import megaswitch
+from megaswitch.checkpoint.reader import Reader
 from megaswitch.model.transformer import SwitchTransformer
-from megaswitch.model.units import param_specs
-
-MODELS = ("nodrop", "drop", "allsparse_untied", "long", "t5_v10", "t5_v11")
-LOGITS, GRADIENTS = 2e-6, 1e-5  # max|a - b| / max|a|, float32
 
 
-def folder(name: str) -> Path:
-    root = os.environ.get("MEGASWITCH_GOLDEN") or Path(__file__).parent / "vectors"
-    return Path(root) / f"hf_tiny_{name}"
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Checkpoints of the folders, by name."""
+    root = tmp_path_factory.mktemp("imported")
+    for name in MODELS:
+        assert convert("import", folder(name), root / name) == 0
+    return lambda name: root / name
 
 
-def config_of(hf: dict, io: dict, untied: bool) -> ModelConfig:
-    experts = hf.get("num_experts", 0)
-    return ModelConfig(
-        vocab_size=hf["vocab_size"],
-        d_model=hf["d_model"],
-        d_ff=hf["d_ff"],
-        d_kv=hf["d_kv"],
-        num_heads=hf["num_heads"],
-        num_encoder_layers=hf["num_layers"],
-        num_decoder_layers=hf["num_decoder_layers"],
-        num_experts=experts,
-        num_sparse_encoder_layers=hf.get("num_sparse_encoder_layers", 0),
-        num_sparse_decoder_layers=hf.get("num_sparse_decoder_layers", 0),
-        activation="geglu" if hf.get("is_gated_act") else "relu",
-        tied_embeddings=not untied,
-        encoder_length=io["input_ids"].shape[1],
-        decoder_length=io["labels"].shape[1],
-        eval_capacity_factor=1e-9,  # so that the fixed number of slots is what counts
-        capacity_factor=1e-9,
-        min_capacity=hf.get("expert_capacity", 0),
-        route_padding=True,
-    )
-
-
-def hf_names(name: str, config: ModelConfig) -> list[str]:
-    """Hugging Face's tensors that make up one of ours: one, or one an expert."""
-    if name in ("embedding", "head"):
-        return ["shared.weight" if name == "embedding" else "lm_head.weight"]
-    stack, rest = name.split(".", 1)
-    if rest == "norm":
-        return [f"{stack}.final_layer_norm.weight"]
-    if rest == "relative_bias":
-        return [f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-    _, layer, sublayer, *leaf = rest.split(".")
-    number = {"attention": 0, "cross_attention": 1}.get(sublayer, 1 if stack == "encoder" else 2)
-    prefix = f"{stack}.block.{layer}.layer.{number}"
-    if leaf == ["norm"]:
-        return [f"{prefix}.layer_norm.weight"]
-    if sublayer.endswith("attention"):
-        module = "SelfAttention" if sublayer == "attention" else "EncDecAttention"
-        return [f"{prefix}.{module}.{leaf[0]}.weight"]
-    if leaf == ["router"]:
-        return [f"{prefix}.mlp.router.classifier.weight"]
-    if leaf[0] == "experts":
-        return [f"{prefix}.mlp.experts.expert_{e}.{leaf[1]}.weight" for e in range(config.num_experts)]
-    if config.num_experts:
-        return [f"{prefix}.mlp.{leaf[0]}.weight"]
-    gated = {"wi_gate": "wi_0", "wi": "wi_1"} if config.activation == "geglu" else {}
-    return [f"{prefix}.DenseReluDense.{gated.get(leaf[0], leaf[0])}.weight"]
-
-
-def ours(name: str, config: ModelConfig, tensors: dict[str, Tensor]) -> Tensor:
-    """One of our tensors, [in, out], from Hugging Face's [out, in]."""
-    parts = [tensors[n] for n in hf_names(name, config)]
-    if name == "embedding" or name.endswith("relative_bias"):
-        return parts[0]
-    parts = [p.t() if p.dim() == 2 else p for p in parts]
-    return torch.stack(parts) if ".experts." in name else parts[0]
-
-
-def load(name: str) -> tuple[SwitchTransformer, dict[str, nn.Parameter], dict[str, Tensor]]:
-    files = folder(name)
-    io = {k: torch.from_numpy(v) for k, v in np.load(files / "io.npz").items()}
-    tensors = load_file(files / "model.safetensors")
-    untied = "lm_head.weight" in tensors and not torch.equal(tensors["lm_head.weight"], tensors["shared.weight"])
-    config = config_of(json.loads((files / "config.json").read_text()), io, untied)
-    params = {n: nn.Parameter(ours(n, config, tensors).clone()) for n in param_specs(config)}
-    return SwitchTransformer(config, params).eval(), params, io
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).detach().abs().max() / a.abs().max())
+def output(model: SwitchTransformer, name: str):
+    io = arrays(name, "io.npz")
+    return model(io["input_ids"], io["decoder_input_ids"], io["attention_mask"])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits(name):
-    model, _, io = load(name)
-    out = model(io["input_ids"], io["decoder_input_ids"], io["attention_mask"])
+def test_logits(imported, name):
+    out, io = output(megaswitch.load(imported(name)), name), arrays(name, "io.npz")
     assert far(io["logits"], out.logits) < LOGITS
     if "aux_per_layer" in io:
         np.testing.assert_allclose(list(out.aux_losses.values()), io["aux_per_layer"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_of_the_cross_entropy(name):
-    model, params, io = load(name)
-    out = model(io["input_ids"], io["decoder_input_ids"], io["attention_mask"])
-    ce = F.cross_entropy(out.logits.flatten(0, 1), io["labels"].flatten(), ignore_index=-100)
-    ce.backward()
-    check_gradients(model, params, folder(name) / "grads_ce.npz")
-
-
-@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("t5")])
-def test_gradients_with_the_load_balancing_loss(name):
-    model, params, io = load(name)
-    model.train()  # auxiliary losses attach in training only; without dropout and jitter nothing else changes
-    out = model(io["input_ids"], io["decoder_input_ids"], io["attention_mask"])
-    ce = F.cross_entropy(out.logits.flatten(0, 1), io["labels"].flatten(), ignore_index=-100)
-    ce.backward()
-    check_gradients(model, params, folder(name) / "grads_switch.npz")
-
-
-def check_gradients(model: SwitchTransformer, params: dict[str, nn.Parameter], file: Path) -> None:
-    published = {k: torch.from_numpy(v) for k, v in np.load(file).items()}
+def check_gradients(model: SwitchTransformer, name: str, file: str) -> None:
+    logits, labels = output(model, name).logits, arrays(name, "io.npz")["labels"]
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward()
     wrong = {}
-    for name, parameter in params.items():
-        for missing in set(hf_names(name, model.config)) - published.keys():  # an expert that got no token
-            published[missing] = torch.zeros(tuple(reversed(parameter.shape[-2:])))
-        expected = ours(name, model.config, published)
-        assert parameter.grad is not None, name
-        if expected.abs().max() > 0:
-            wrong[name] = far(expected, parameter.grad)
+    for ours_name, expected in ours(arrays(name, file), model.config).items():
+        found = model.params[ours_name].grad
+        assert found is not None, ours_name
+        wrong[ours_name] = far(expected, found) if expected.abs().max() > 0 else float(found.abs().max())
     assert max(wrong.values()) < GRADIENTS, {n: v for n, v in wrong.items() if v >= GRADIENTS}
 
 
-def test_the_table_of_names_covers_every_tensor():
-    for name in MODELS:
-        model, params, _ = load(name)
-        used = {n for p in params for n in hf_names(p, model.config)}
-        stored = set(load_file(folder(name) / "model.safetensors"))
-        aliases = {"lm_head.weight", *(f"{stack}.embed_tokens.weight" for stack in STACKS)}
-        assert stored - used <= aliases
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_the_cross_entropy(imported, name):
+    check_gradients(megaswitch.load(imported(name)), name, "grads_ce.npz")
+
+
+@pytest.mark.parametrize("name", SWITCH)
+def test_gradients_with_the_load_balancing_loss(imported, name):
+    """Auxiliary losses attach in training only; without dropout and jitter nothing else changes."""
+    model = megaswitch.load(imported(name)).train()
+    assert model.config.aux_loss_coef == 0.01 and model.config.dropout == model.config.jitter == 0.0
+    check_gradients(model, name, "grads_switch.npz")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float64_and_bfloat16(imported, name):
+    wide = output(megaswitch.load(imported(name), dtype=torch.float64), name).logits
+    assert wide.dtype == torch.float64 and far(arrays(name, "io.npz")["logits"].double(), wide) < LOGITS
+    narrow = megaswitch.load(imported(name), None, "cpu", torch.bfloat16)
+    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_and_import_change_no_bit(imported, tmp_path, name):
+    assert convert("export", imported(name), tmp_path / "hf") == 0
+    assert convert("import", tmp_path / "hf", tmp_path / "again") == 0
+    before, after = Reader(imported(name)), Reader(tmp_path / "again")
+    assert before.state == after.state and before.tensors == after.tensors and len(before.tensors) > 40
+    assert all(torch.equal(before.read_all(n), after.read_all(n)) for n in before.tensors)
+
+
+def exported(imported, tmp_path, name):
+    """The exported folder as transformers loads it, with nothing missing and nothing left over."""
+    transformers = pytest.importorskip("transformers")
+    assert convert("export", imported(name), tmp_path / "hf") == 0
+    kind = "T5" if name.startswith("t5") else "SwitchTransformers"
+    maker = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model, info = maker.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_loads_what_was_exported(imported, tmp_path, name):
+    model, io = exported(imported, tmp_path, name), arrays(name, "io.npz")
+    with torch.no_grad():
+        out = model(
+            input_ids=io["input_ids"], attention_mask=io["attention_mask"], decoder_input_ids=io["decoder_input_ids"]
+        )
+    assert out.logits.dtype == torch.float32 and far(io["logits"], out.logits) < LOGITS
+    told = json.loads((tmp_path / "hf" / "config.json").read_text())
+    original = json.loads((folder(name) / "config.json").read_text())
+    ours_to_say = {"transformers_version", "tie_word_embeddings", "router_aux_loss_coef", "router_z_loss_coef"}
+    assert {k: v for k, v in told.items() if original.get(k, v) != v and k not in ours_to_say} == {}
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "drop"])  # ours drops nothing when it generates
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 2, "length_penalty": 0.0}])
+def test_transformers_writes_the_same_tokens(imported, tmp_path, name, options):
+    """Greedy and with beams (which they end early unless told never to)."""
+    theirs, io = exported(imported, tmp_path, name), arrays(name, "io.npz")
+    early = {"early_stopping": "never"} if options else {}
+    expected = theirs.generate(
+        io["input_ids"], attention_mask=io["attention_mask"], max_new_tokens=9, do_sample=False, **options, **early
+    )
+    model = megaswitch.load(imported(name))
+    assert torch.equal(model.generate(io["input_ids"], 9, io["attention_mask"], **options), expected[:, 1:])
