@@ -5,27 +5,24 @@ B sequences, L queries, M keys, D d_model, H this rank's heads, K d_kv.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.context import Context, drop
 from megaswitch.layers.linear import Linear, linear_spec
 from megaswitch.layers.region import Region
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.attention import attention
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 
 
 def attention_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     """q, k, v and o; q's initialisation holds the factor d_kv^-0.5 that the logits lack."""
     wide, narrow = (config.d_model, config.inner_dim), (config.inner_dim, config.d_model)
-    std = sqrt(config.init_scale / config.d_model)
-    std_o = sqrt(config.init_scale / config.inner_dim)
-    stds = {"q": std / sqrt(config.d_kv), "k": std, "v": std}
-    specs = [linear_spec(f"{name}.{w}", wide, Init("normal", s), "attn", "column") for w, s in stds.items()]
-    return [*specs, linear_spec(f"{name}.o", narrow, Init("normal", std_o), "attn", "row")]
+    specs = [linear_spec(f"{name}.{w}", wide, initial.projection(config, w), "attn", "column") for w in "qkv"]
+    return [*specs, linear_spec(f"{name}.o", narrow, initial.projection(config, "o"), "attn", "row")]
 
 
 @dataclass

@@ -4,15 +4,15 @@ B sequences, L tokens, D d_model, V this rank's part of the vocabulary.
 """
 
 from collections.abc import Mapping
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.region import Region
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.derive import shard_range
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import widen
 
 EMBEDDING, HEAD = "embedding", "head"
@@ -21,15 +21,15 @@ EMBEDDING, HEAD = "embedding", "head"
 def embedding_specs(config: ModelConfig) -> list[ParamSpec]:
     """The table [vocabulary, d_model], shared by encoder and decoder."""
     shape = (config.vocab_size, config.d_model)
-    return [ParamSpec(EMBEDDING, shape, Init("normal", 1.0), "embed", shards=(("tp", 0),))]
+    return [ParamSpec(EMBEDDING, shape, initial.embedding(), "embed", shards=(("tp", 0),))]
 
 
 def head_specs(config: ModelConfig) -> list[ParamSpec]:
     """The output matrix [d_model, vocabulary], or the table again when tied."""
     if config.tied_embeddings:
         return embedding_specs(config)
-    shape, std = (config.d_model, config.vocab_size), sqrt(config.init_scale / config.d_model)
-    return [ParamSpec(HEAD, shape, Init("truncated", std), "lm_head", shards=(("tp", 1),))]
+    shape, init = (config.d_model, config.vocab_size), initial.dense(config, config.d_model)
+    return [ParamSpec(HEAD, shape, init, "lm_head", shards=(("tp", 1),))]
 
 
 class Embedding(nn.Module):

@@ -7,11 +7,11 @@ B sequences, L tokens, D d_model, H this rank's heads, K d_kv, W all heads x d_k
 """
 
 from collections.abc import Mapping
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.attention import AttentionCore, Kept
 from megaswitch.layers.context import Context
 from megaswitch.layers.linear import Linear, linear_spec
@@ -20,7 +20,7 @@ from megaswitch.layers.moe.layer import SwitchLayer
 from megaswitch.layers.moe.router import router_specs
 from megaswitch.layers.region import region_of
 from megaswitch.model.config import ModelConfig, Stack
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
 _OUTPUTS = ("q_wo", "k_wo")
@@ -28,12 +28,11 @@ _OUTPUTS = ("q_wo", "k_wo")
 
 def expert_attention_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     """Router, experts with two outputs of all heads' width, and the dense output matrix o."""
-    std_o = sqrt(config.init_scale / config.inner_dim)
     shape = (config.inner_dim, config.d_model)
     return [
         *router_specs(f"{name}.router", config),
         *expert_specs(f"{name}.experts", config, _OUTPUTS, config.inner_dim),
-        linear_spec(f"{name}.o", shape, Init("normal", std_o), "attn", "row"),
+        linear_spec(f"{name}.o", shape, initial.projection(config, "o"), "attn", "row"),
     ]
 
 

@@ -4,24 +4,23 @@ B sequences, L tokens, D d_model, F this rank's part of d_ff.
 """
 
 from collections.abc import Mapping
-from math import sqrt
 
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.linear import Linear, linear_spec
 from megaswitch.layers.region import Region
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.activation import geglu, relu
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 
 
 def feed_forward_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     """wi, wi_gate (GEGLU only) and wo."""
     wide, narrow = (config.d_model, config.d_ff), (config.d_ff, config.d_model)
-    init_in = Init("truncated", sqrt(config.init_scale / config.d_model))
-    init_out = Init("truncated", sqrt(config.init_scale / config.d_ff))
     into = ["wi", "wi_gate"] if config.activation == "geglu" else ["wi"]
+    init_in, init_out = initial.dense(config, config.d_model), initial.dense(config, config.d_ff)
     specs = [linear_spec(f"{name}.{w}", wide, init_in, "dense_ffn", "column") for w in into]
     return [*specs, linear_spec(f"{name}.wo", narrow, init_out, "dense_ffn", "row")]
 

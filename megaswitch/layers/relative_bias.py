@@ -4,14 +4,14 @@ R buckets, H this rank's heads, L queries, M keys.
 """
 
 from collections.abc import Mapping
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.relative_buckets import relative_buckets
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import widen
 
 NUM_BUCKETS = 32
@@ -19,9 +19,8 @@ NUM_BUCKETS = 32
 
 def relative_bias_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     """The table [buckets, heads], drawn uniformly with variance scaled by the mean of both sides."""
-    std = sqrt(config.init_scale / ((NUM_BUCKETS + config.num_heads) / 2))
-    shape = (NUM_BUCKETS, config.num_heads)
-    return [ParamSpec(name, shape, Init("uniform", std), "relbias", shards=(("tp", 1),), decay=False)]
+    init, shape = initial.relative_bias(config, NUM_BUCKETS), (NUM_BUCKETS, config.num_heads)
+    return [ParamSpec(name, shape, init, "relbias", shards=(("tp", 1),), decay=False)]
 
 
 class RelativeBias(nn.Module):

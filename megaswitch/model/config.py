@@ -41,6 +41,8 @@ class ModelConfig:
         router_z_loss_coef: weight of the router z-loss (ST-MoE: 1e-3; 0 in Switch).
         z_loss: weight of the squared log-partition of the output softmax (T5: 1e-4).
         init_scale: s of std = sqrt(s / fan_in) (paper 2.4: 0.1).
+        init_rule: "released" (the configurations of the released checkpoints) or "paper" (section 2.4 as Mesh
+            TensorFlow has it); see layers/initial.py.
         router_init_std: standard deviation of the router's initial weights.
         router_dtype: "float32" (selective precision), "compute": products in the compute type with a float32
             softmax, or "narrow": everything in the compute type (the paper's comparison).
@@ -87,6 +89,7 @@ class ModelConfig:
     router_z_loss_coef: float = 0.0
     z_loss: float = 1e-4
     init_scale: float = 0.1
+    init_rule: Literal["released", "paper"] = "released"
     router_init_std: float = 0.02
     router_dtype: Literal["float32", "compute", "narrow"] = "float32"
     router: Literal["switch", "top2", "noisy_topk", "ntlb"] = "switch"

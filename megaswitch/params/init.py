@@ -10,8 +10,8 @@ from megaswitch.params.boxes import Box
 from megaswitch.params.spec import Init, ParamSpec
 from megaswitch.utils.seeds import named_seed
 
-# standard deviation of a standard normal cut off at two deviations
-_TRUNCATED_STD = 0.87962566103423978
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a standard normal that is drawn again beyond two deviations."""
 
 
 def _draw(init: Init, shape: Sequence[int], seed: int) -> Tensor:
@@ -25,7 +25,7 @@ def _draw(init: Init, shape: Sequence[int], seed: int) -> Tensor:
         return out.uniform_(-bound, bound, generator=generator)
     if init.kind == "normal":
         return out.normal_(0.0, init.std, generator=generator)
-    std = init.std / _TRUNCATED_STD
+    std = init.std / TRUNCATED_STD
     return torch.nn.init.trunc_normal_(out, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 

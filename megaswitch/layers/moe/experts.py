@@ -4,17 +4,17 @@ M rows sorted by expert, D d_model, F this rank's part of d_ff, X experts of thi
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.context import Context, drop
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.activation import geglu, relu
 from megaswitch.ops.reference.grouped import grouped_linear
 from megaswitch.ops.reference.random import fold, to_uniform
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Axis
 
 FEED_FORWARD = ("wo",)
@@ -28,13 +28,13 @@ def expert_specs(
     share the hidden units; `width` is d_model unless given."""
     experts, wide, narrow = config.num_experts, config.d_model, config.d_ff
     into = ["wi", "wi_gate"] if config.activation == "geglu" else ["wi"]
-    std_in, std_out = sqrt(config.init_scale / wide), sqrt(config.init_scale / narrow)
-    specs = [_spec(f"{name}.{w}", (experts, wide, narrow), std_in, 2) for w in into]
-    return [*specs, *(_spec(f"{name}.{w}", (experts, narrow, width or wide), std_out, 1) for w in outputs)]
+    specs = [_spec(f"{name}.{w}", (experts, wide, narrow), config, 2) for w in into]
+    return [*specs, *(_spec(f"{name}.{w}", (experts, narrow, width or wide), config, 1) for w in outputs)]
 
 
-def _spec(name: str, shape: tuple[int, int, int], std: float, etp_dim: int) -> ParamSpec:
-    return ParamSpec(name, shape, Init("normal", std), "experts", shards=(("ep", 0), ("etp", etp_dim)), expert=True)
+def _spec(name: str, shape: tuple[int, int, int], config: ModelConfig, etp_dim: int) -> ParamSpec:
+    init = initial.expert(config, shape[1])
+    return ParamSpec(name, shape, init, "experts", shards=(("ep", 0), ("etp", etp_dim)), expert=True)
 
 
 class Experts(nn.Module):

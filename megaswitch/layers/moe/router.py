@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from megaswitch.layers import initial
 from megaswitch.layers.moe.choice import Choice
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.layers.moe.routers.noisy import noisy_top_k
@@ -15,14 +16,14 @@ from megaswitch.layers.moe.routers.ntlb import no_token_left_behind
 from megaswitch.layers.moe.routers.switch import switch
 from megaswitch.layers.moe.routers.top2 import top2
 from megaswitch.model.config import ModelConfig
-from megaswitch.params.spec import Init, ParamSpec
+from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import at_least_float32
 
 
 def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     """The matrix [d_model, experts], held alike by all tp ranks, each of which routes its own tokens; noisy top-k
     has a second one for the size of its noise."""
-    shape, init = (config.d_model, config.num_experts), Init("normal", config.router_init_std)
+    shape, init = (config.d_model, config.num_experts), initial.router(config)
     names = [name, f"{name}_noise"] if config.router == "noisy_topk" else [name]
     return [ParamSpec(n, shape, init, "router", tp_partial="always") for n in names]
 
