@@ -10,6 +10,8 @@ from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _WEYL = 0x9E3779B9
+OPEN_INTERVAL = (2.0**-25, 1.0 - 2.0**-24)
+"""Bounds for numbers that must be neither 0 nor 1, as float32 holds them: the largest one drawn is the upper."""
 
 
 def _mix(h: Tensor) -> Tensor:

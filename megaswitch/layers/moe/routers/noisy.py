@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from megaswitch.layers.moe.choice import Choice, Smooth
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.random import OPEN_INTERVAL
 
 
 def normal(uniform: Tensor) -> Tensor:
     """Standard normal numbers from uniform ones in [0, 1), which are kept off the ends."""
-    tiny = 2.0**-25
-    return (2.0 * uniform.clamp(tiny, 1.0 - tiny) - 1.0).erfinv() * sqrt(2.0)
+    return (2.0 * uniform.clamp(*OPEN_INTERVAL) - 1.0).erfinv() * sqrt(2.0)
 
 
 def pick_noisy(clean_TE: Tensor, raw_std_TE: Tensor, normal_TE: Tensor | None, choices: int) -> Choice:

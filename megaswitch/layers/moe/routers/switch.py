@@ -9,12 +9,12 @@ from torch import Tensor
 from megaswitch.layers.moe.choice import Balance, Choice
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.random import OPEN_INTERVAL
 
 
 def gumbel(uniform: Tensor) -> Tensor:
     """-log(-log u): added to logits, its argmax is a draw from their softmax. u is kept off 0 and 1."""
-    tiny = 2.0**-25
-    return -torch.log(-torch.log(uniform.clamp(tiny, 1.0 - tiny)))
+    return -torch.log(-torch.log(uniform.clamp(*OPEN_INTERVAL)))
 
 
 def pick(logits_TE: Tensor, noise_TE: Tensor | None = None) -> Choice:
