@@ -63,6 +63,15 @@ def test_mask_of_indicators(case):
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in cases() if "first_noise" in case])
+def test_lengths_of_segments(case):
+    """As runs of the mask have them, non-noise first; a piece of one token counts as two, of which one is cut off."""
+    ours = mask_from_indicators(case["first_noise"], case["first_nonnoise"], max(case["tokens"].size, 2))
+    edges = np.flatnonzero(np.diff(ours, prepend=~ours[:1], append=~ours[-1:]))
+    np.testing.assert_array_equal(np.diff(edges)[0::2], case["nonnoise_lens"])
+    np.testing.assert_array_equal(np.diff(edges)[1::2], case["noise_lens"])
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in cases() if "first_noise" in case])
 def test_numpy_corruption_with_the_published_indicators(case, monkeypatch):
     """The whole path, the drawing of indicators alone replaced by the published ones."""
     drawn = iter([case["first_noise"], case["first_nonnoise"]])
