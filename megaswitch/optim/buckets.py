@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from math import prod
 
 import torch
 from torch import nn
@@ -38,11 +39,14 @@ def _entries(specs: Iterable[ParamSpec], topology: Topology) -> list[Entry]:
 
 
 def _batches(specs: Iterable[ParamSpec], topology: Topology, limit: int) -> Iterator[list[ParamSpec]]:
-    """Runs of parameters of at most `limit` elements each; a larger parameter has a run of its own."""
+    """Runs of parameters of at most `limit` elements each; a larger parameter has a run of its own.
+
+    A parameter counts by its even share, so that ranks whose parts differ by an element cut alike.
+    """
     run: list[ParamSpec] = []
     size = 0
     for spec in specs:
-        more = local_box(spec, topology.grid, topology.rank).size
+        more = spec.size // prod(topology.grid.size(axis) for axis, _ in spec.shards)
         if run and size + more > limit:
             yield run
             run, size = [], 0

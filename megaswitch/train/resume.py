@@ -9,7 +9,7 @@ from megaswitch.checkpoint.choose import choose, committed
 from megaswitch.checkpoint.format import step_of
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.training import Progress, differences, is_weights_only, progress_of, restore
-from megaswitch.config.documents import to_dict
+from megaswitch.config.documents import from_dict, to_dict
 from megaswitch.train.config import RunConfig
 from megaswitch.train.system import System
 from megaswitch.utils.errors import DataError, UserError
@@ -29,7 +29,7 @@ _FREE = (
     "optim.zero",
 )
 # Fields of the model that shape no tensor but are part of what is learned; a change is allowed and said.
-_OF_TRAINING = (
+_OF_TRAINING: tuple[str, ...] = (
     "model.preset",
     "model.dropout",
     "model.expert_dropout",
@@ -87,11 +87,13 @@ def _refuse_older_start(root: Path, wanted: str, step: int) -> None:
 
 def _check_config(config: RunConfig, reader: Reader) -> None:
     """Refuse a checkpoint of another model, optimizer or seed; tell of every other change that matters."""
-    current: dict[str, object] = to_dict(config)
-    free: tuple[str, ...] = _OF_TRAINING
+    # keys that were added since it was saved had, in effect, their defaults
+    saved = to_dict(from_dict(RunConfig, reader.state.get("config"), str(reader.path), complete=False))
+    current, free = to_dict(config), _OF_TRAINING
     if is_weights_only(reader):
-        current, free = {"model": current["model"]}, (*_OF_TRAINING, *_OPEN_TO_WEIGHTS)
-    changed = list(differences(reader.state.get("config"), current))
+        saved, current = {"model": saved["model"]}, {"model": current["model"]}
+        free = (*_OF_TRAINING, *_OPEN_TO_WEIGHTS)
+    changed = list(differences(saved, current))
     matters = [c for c in changed if not c.startswith(_FREE)]
     allowed = [c for c in matters if c.startswith(free)]
     fatal = [

@@ -243,12 +243,17 @@ def plain_beam_search(config: ModelConfig, row: Tensor, most: int, beams: int, p
     return max([*ended, *live], key=lambda h: h[0] / len(h[1]) ** penalty)[1]
 
 
-@pytest.mark.parametrize(("beams", "penalty"), [(2, 1.0), (3, 0.0), (4, 2.0), (2, -0.5)])
-def test_beams_are_those_of_the_definition(beams, penalty):
-    encoder_ids, most = sources(3), 6
-    expected = [plain_beam_search(CONFIG, row, most, beams, penalty, 1) for row in encoder_ids]
+# With the tiny vocabulary something ends early and something longer beats it later: the search must go on until then.
+@pytest.mark.parametrize(
+    ("config", "seed", "beams", "penalty"),
+    [(CONFIG, 1, 2, 1.0), (CONFIG, 1, 3, 0.0), (CONFIG, 1, 4, 2.0), (CONFIG, 1, 2, -0.5), (TINY, 20, 3, 1.0)]
+    + [(TINY, seed, 3, 2.0) for seed in (10, 13, 14)],
+)
+def test_beams_are_those_of_the_definition(config, seed, beams, penalty):
+    encoder_ids, most = sources(3, config.vocab_size), 6
+    expected = [plain_beam_search(config, row, most, beams, penalty, seed) for row in encoder_ids]
     longest = max(map(len, expected))
-    written = model_of(seed=1).generate(encoder_ids, most, num_beams=beams, length_penalty=penalty)
+    written = model_of(config, seed).generate(encoder_ids, most, num_beams=beams, length_penalty=penalty)
     assert written.tolist() == [ids + [0] * (longest - len(ids)) for ids in expected]
 
 

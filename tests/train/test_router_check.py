@@ -7,7 +7,6 @@ from train.corpus import tiny_run
 
 from megaswitch.train.check import check
 
-
 DENSE = {"num_experts": 0, "num_sparse_encoder_layers": 0, "num_sparse_decoder_layers": 0}
 
 
