@@ -47,7 +47,8 @@ def open_model(path: str | Path) -> tuple[Reader, ModelConfig]:
     model = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(model, dict):
         raise DataError(f"{reader.path} does not say which model it holds; it is no training checkpoint")
-    return reader, from_dict(ModelConfig, model, str(reader.path))
+    # keys that were added since it was saved had, in effect, their defaults
+    return reader, from_dict(ModelConfig, model, str(reader.path), complete=False)
 
 
 def find_checkpoint(path: Path) -> Path:

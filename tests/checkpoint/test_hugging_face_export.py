@@ -220,6 +220,19 @@ def test_load_finds_the_newest_that_verifies(tmp_path):
             megaswitch.load(path)
 
 
+def test_keys_younger_than_a_checkpoint_have_their_defaults(tmp_path):
+    told = to_dict(replace(DENSE, dropout=0.5))
+    for key in ("router", "fixed_capacity", "expert_attention"):
+        del told[key]
+    whole = Reader(checkpoint(tmp_path / "c", DENSE))
+    pieces = [
+        Piece(name, info.shape, Box((0,) * len(info.shape), info.shape), whole.read_all(name))
+        for name, info in whole.tensors.items()
+    ]
+    older = save(tmp_path / "d", 0, pieces, weights_only_state({"model": told}), None)
+    assert megaswitch.load(older).config == replace(DENSE, dropout=0.5)
+
+
 def test_load_is_for_one_process(tmp_path):
     source = checkpoint(tmp_path / "c", DENSE)
     model = megaswitch.load(source, LayoutConfig(), "cpu", torch.float64)
