@@ -4,7 +4,9 @@ The safetensors library builds a file in memory first; a shard may be as large a
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import orjson
@@ -14,11 +16,26 @@ from torch import Tensor
 
 from megaswitch.checkpoint.format import DTYPES, SAFETENSORS_NAMES, FileInfo, as_hash
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
-    """Writes the tensors (any device, any strides) to a new file and returns its name, size and hash.
+@dataclass(frozen=True)
+class Pending:
+    """A tensor to be written: what the file's header says of it, and how it is made when its turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on the disk."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_stream(path: Path, tensors: Sequence[Pending]) -> FileInfo:
+    """Writes a new file and returns its name, size and hash; beside the tensor in hand only a block is in memory.
 
     Raises OSError (FileExistsError when the file is there already) and ValueError for a dtype it cannot hold.
     """
@@ -32,6 +49,15 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
     return FileInfo(path.name, size, as_hash(digest))
 
 
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+    """`write_stream` of tensors that are there (any device, any strides), in the order of their names."""
+    return write_stream(path, [_present(name, tensors[name].detach()) for name in sorted(tensors)])
+
+
+def _present(name: str, tensor: Tensor) -> Pending:
+    return Pending(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Writes everything: one call of the system may take less, as it does when the disk is nearly full."""
     view = memoryview(data)
@@ -43,29 +69,37 @@ def file_hash(path: Path) -> str:
     """The hash of a file's bytes as it stands in the manifest."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES // 8):
+        while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return as_hash(digest)
 
 
-def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _chunks(tensors: Sequence[Pending]) -> Iterator[bytes | memoryview]:
     """The file's bytes in order: the header's length, the header, each tensor's elements."""
-    for name, tensor in tensors.items():
+    for tensor in tensors:
         if tensor.dtype not in SAFETENSORS_NAMES:
-            raise ValueError(f"{name} is {tensor.dtype}; a checkpoint holds {', '.join(DTYPES)}")
+            raise ValueError(f"{tensor.name} is {tensor.dtype}; a checkpoint holds {', '.join(DTYPES)}")
     # Wide elements first, so that each tensor begins at a multiple of its element's size.
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, dict[str, object]] = {}
+    ordered = sorted(tensors, key=lambda t: -t.dtype.itemsize)
+    header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in ordered:
-        x, start = tensors[name], end
-        end = start + x.numel() * x.element_size()
-        header[name] = {"dtype": SAFETENSORS_NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [start, end]}
+    for tensor in ordered:
+        start, end = end, end + tensor.num_bytes
+        name = SAFETENSORS_NAMES[tensor.dtype]
+        header[tensor.name] = {"dtype": name, "shape": tensor.shape, "data_offsets": [start, end]}
     text = orjson.dumps(header)
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for name in ordered:
-        raw = tensors[name].detach().reshape(-1).contiguous()
-        step = _CHUNK_BYTES // raw.element_size()
-        for start in range(0, raw.numel(), step):  # in parts, so that no whole copy of a GPU's tensor is made here
-            yield raw[start : start + step].cpu().view(torch.uint8).numpy().data
+    for tensor in ordered:
+        yield from _blocks(tensor)
+
+
+def _blocks(pending: Pending) -> Iterator[memoryview]:
+    """A tensor's bytes in parts, so that no whole copy of it is made here."""
+    made = pending.make()
+    assert tuple(made.shape) == pending.shape, pending.name
+    rows = made.reshape(-1, made.shape[-1]) if made.dim() > 1 else made.reshape(-1, 1)
+    step = max(1, _CHUNK_BYTES // max(1, rows.shape[1] * pending.dtype.itemsize))
+    for first in range(0, rows.shape[0], step):
+        block = rows[first : first + step].to(pending.dtype).contiguous().cpu()
+        yield block.view(torch.uint8).numpy().reshape(-1).data

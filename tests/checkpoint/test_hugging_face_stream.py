@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from megaswitch.checkpoint.hugging_face.names import their_names, transposed
-from megaswitch.checkpoint.hugging_face.stream import Pending, into_files, write_stream
-from megaswitch.checkpoint.shard import write_shard
+from megaswitch.checkpoint.hugging_face.stream import into_files
+from megaswitch.checkpoint.shard import Pending, write_shard, write_stream
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.units import param_specs
 

@@ -10,16 +10,10 @@ from torch import Tensor
 from megaswitch.checkpoint.hugging_face.describe import check_expressible, their_config
 from megaswitch.checkpoint.hugging_face.folder import CONFIG, GENERATION, INDEX, WEIGHTS
 from megaswitch.checkpoint.hugging_face.names import TABLES, family_of, their_names, transposed
-from megaswitch.checkpoint.hugging_face.stream import (
-    MOST_FILE_BYTES,
-    Pending,
-    into_files,
-    new_folder,
-    write_json,
-    write_stream,
-)
+from megaswitch.checkpoint.hugging_face.stream import MOST_FILE_BYTES, into_files, new_folder, write_json
 from megaswitch.checkpoint.load import open_model
 from megaswitch.checkpoint.reader import Reader
+from megaswitch.checkpoint.shard import Pending, write_stream
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.units import param_specs
 from megaswitch.params.boxes import Box

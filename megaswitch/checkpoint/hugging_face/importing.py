@@ -12,7 +12,8 @@ from megaswitch.checkpoint.format import JSON, shard_name
 from megaswitch.checkpoint.hugging_face.folder import Folder
 from megaswitch.checkpoint.hugging_face.names import HEAD, IGNORED, TABLES, their_names, transposed
 from megaswitch.checkpoint.hugging_face.recognise import Recognised, recognise
-from megaswitch.checkpoint.hugging_face.stream import MOST_FILE_BYTES, Pending, into_files, new_folder, write_stream
+from megaswitch.checkpoint.hugging_face.stream import MOST_FILE_BYTES, into_files, new_folder
+from megaswitch.checkpoint.shard import Pending, write_stream
 from megaswitch.checkpoint.store import assemble, write_manifest
 from megaswitch.checkpoint.training import weights_only_state
 from megaswitch.config.documents import to_dict
