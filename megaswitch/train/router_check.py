@@ -30,7 +30,12 @@ def router_problems(config: RunConfig) -> Iterator[Problem]:
         yield from _choices(model)
     elif model.expert_attention:
         yield Problem("model.expert_attention", "is on, but the model has no experts", "set model.num_experts")
-    if model.expert_attention and config.train.dtype == "bfloat16" and not model.expert_attention_in_bfloat16:
+    yield from precision_problems(model, bfloat16=config.train.dtype == "bfloat16")
+
+
+def precision_problems(model: ModelConfig, *, bfloat16: bool) -> Iterator[Problem]:
+    """Options that diverge in bfloat16, which `train.dtype` = auto becomes on a GPU."""
+    if model.expert_attention and bfloat16 and not model.expert_attention_in_bfloat16:
         message = "diverges in train.dtype = bfloat16 (paper, appendix A)"
         remedy = "train in float32, or accept it with model.expert_attention_in_bfloat16=true"
         yield Problem("model.expert_attention", message, remedy)

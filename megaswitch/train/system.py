@@ -16,6 +16,8 @@ from megaswitch.topology.grid import make_grid
 from megaswitch.topology.start import Place
 from megaswitch.topology.topology import Topology, make_topology
 from megaswitch.train.config import RunConfig
+from megaswitch.train.router_check import precision_problems
+from megaswitch.utils.problem import refuse
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -59,6 +61,8 @@ def owners_of(config: RunConfig, cuts: Sequence[Sequence[Unit]]) -> Mapping[str,
 
 def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialise: bool = True) -> System:
     """Stages, storage and optimizer of one rank; weights are drawn unless a checkpoint will bring them."""
+    dtype = compute_dtype(config, place.device)
+    refuse(list(precision_problems(config.model, bfloat16=dtype is torch.bfloat16)))
     timeout = timedelta(seconds=config.run.timeout)
     topology = make_topology(
         make_grid(config.layout, place.world),
@@ -73,7 +77,7 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
         param_specs(config.model, [unit for units in own for unit in units]),
         owners_of(config, cuts),
         topology,
-        compute_dtype(config, place.device),
+        dtype,
         zero=config.optim.zero,
         bucket_elements=config.optim.bucket_elements,
         timeout=timeout,

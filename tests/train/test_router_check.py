@@ -6,6 +6,7 @@ import pytest
 from train.corpus import tiny_run
 
 from megaswitch.train.check import check
+from megaswitch.train.router_check import precision_problems
 
 DENSE = {"num_experts": 0, "num_sparse_encoder_layers": 0, "num_sparse_decoder_layers": 0}
 
@@ -46,3 +47,10 @@ def test_no_problem(tmp_path, model):
     config = tiny_run(tmp_path, tmp_path / "corpus")
     config = replace(config, model=replace(config.model, **model), train=replace(config.train, dtype="bfloat16"))
     assert check(config, 1) == []
+
+
+def test_what_diverges_is_refused_where_auto_becomes_bfloat16(tmp_path):
+    model = replace(tiny_run(tmp_path, tmp_path / "corpus").model, expert_attention=True)
+    assert [p.key for p in precision_problems(model, bfloat16=True)] == ["model.expert_attention"]
+    assert list(precision_problems(model, bfloat16=False)) == []
+    assert list(precision_problems(replace(model, expert_attention_in_bfloat16=True), bfloat16=True)) == []
