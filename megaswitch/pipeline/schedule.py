@@ -1,58 +1,67 @@
 """Pipeline schedules as data: for each rank, the list of what it computes, in order.
 
-Chunk c of rank r is stage c * num_ranks + r. F of a stage needs F of the stage before it; B needs B of the stage
-after it and its own F. Sends never wait, receives do. On all ranks forwards pass in one order and backwards in
-one order, so messages between two ranks arrive in the order they are wanted (`simulate.check_order`).
+Which stage a rank's chunk is, is said by `topology.placement`. Sends never wait, receives do. What two ranks send
+each other is sent in the order in which it is wanted (`simulate.check_order`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
+from megaswitch.pipeline.actions import Action, Kind, Schedule, needs
+from megaswitch.pipeline.zero_bubble import v_forwards, zb_h1, zb_v
 
-class Kind(Enum):
-    """What is computed: a forward pass or a backward pass."""
+__all__ = ["Action", "Kind", "Schedule", "forward_only", "make_schedule", "needs"]
 
-    FORWARD = "F"
-    BACKWARD = "B"
-
-
-@dataclass(frozen=True)
-class Action:
-    """One pass of one micro-batch through one of the rank's chunks."""
-
-    kind: Kind
-    microbatch: int
-    chunk: int
-
-    def __str__(self) -> str:
-        return f"{self.kind.value}{self.microbatch}.{self.chunk}"
+ScheduleKind = Literal["gpipe", "1f1b", "zb_h1", "zb_v"]
 
 
-Schedule = list[list[Action]]
-"""The actions of each rank."""
-
-
-def make_schedule(kind: Literal["1f1b", "gpipe"], num_ranks: int, num_chunks: int, num_microbatches: int) -> Schedule:
+def make_schedule(kind: ScheduleKind, num_ranks: int, num_chunks: int, num_microbatches: int) -> Schedule:
     """Each rank's actions for one training step; any number of micro-batches is legal.
 
-    "gpipe" is all forwards, then all backwards. "1f1b" holds as few activations as keep the pipeline full
-    (`in_flight`): forwards up to one fewer than that, then a forward and a backward in turn.
+    - "gpipe": all forwards, then all backwards.
+    - "1f1b": as few activations as keep the pipeline full (`in_flight`): forwards up to one fewer than that, then a
+      forward and a backward in turn. Interleaved where there are several chunks.
+    - "zb_h1": the same with backwards in two, and no rank holding more than the first rank holds under "1f1b".
+    - "zb_v": two chunks in the V placement, backwards in two; as "zb_h1" on a single rank.
     """
     assert min(num_ranks, num_chunks, num_microbatches) >= 1
+    if kind == "zb_v" and num_ranks > 1:
+        assert num_chunks == 2, "the V placement is of two chunks"
+        return _copy(_zb_v(num_ranks, num_microbatches))
     forwards = forward_order(num_ranks, num_chunks, num_microbatches)
     backwards = [Action(Kind.BACKWARD, a.microbatch, num_chunks - 1 - a.chunk) for a in forwards]
     if kind == "gpipe":
         return [forwards + backwards for _ in range(num_ranks)]
+    if kind != "1f1b":
+        return _copy(_zb_h1(num_ranks, num_chunks, num_microbatches))
     widest = max(map(len, groups(num_ranks, num_microbatches)))
     return [_in_turn(forwards, backwards, in_flight(num_ranks, rank, num_chunks, widest)) for rank in range(num_ranks)]
 
 
-def forward_only(num_ranks: int, num_chunks: int, num_microbatches: int) -> Schedule:
-    """Each rank's actions when nothing is learned (evaluation)."""
+def forward_only(num_ranks: int, num_chunks: int, num_microbatches: int, *, v: bool = False) -> Schedule:
+    """Each rank's actions when nothing is learned (evaluation); `v` is the V placement."""
+    if v and num_ranks > 1:
+        return v_forwards(num_ranks, num_microbatches)
     return [forward_order(num_ranks, num_chunks, num_microbatches) for _ in range(num_ranks)]
+
+
+@lru_cache(maxsize=8)
+def _zb_h1(num_ranks: int, num_chunks: int, num_microbatches: int) -> Schedule:
+    """Kept, since it is asked for at every step and takes longer to find than the others."""
+    forwards = forward_order(num_ranks, num_chunks, num_microbatches)
+    widest = max(map(len, groups(num_ranks, num_microbatches)))
+    return zb_h1(forwards, num_ranks, num_chunks, in_flight(num_ranks, 0, num_chunks, widest))
+
+
+@lru_cache(maxsize=8)
+def _zb_v(num_ranks: int, num_microbatches: int) -> Schedule:
+    return zb_v(num_ranks, num_microbatches)
+
+
+def _copy(schedule: Schedule) -> Schedule:
+    return [list(actions) for actions in schedule]
 
 
 def groups(num_ranks: int, num_microbatches: int) -> list[range]:
@@ -94,12 +103,3 @@ def _in_turn(forwards: Sequence[Action], backwards: Sequence[Action], most: int)
     for forward, backward in zip(forwards[warm_up:], backwards, strict=False):
         actions += [forward, backward]
     return actions + list(backwards[len(forwards) - warm_up :])
-
-
-def needs(action: Action, stage: int, num_stages: int) -> list[tuple[Kind, int, int]]:
-    """What must have ended before an action of a stage can begin: (kind, micro-batch, stage)."""
-    m = action.microbatch
-    if action.kind is Kind.FORWARD:
-        return [(Kind.FORWARD, m, stage - 1)] if stage > 0 else []
-    own = [(Kind.FORWARD, m, stage)]
-    return [*own, (Kind.BACKWARD, m, stage + 1)] if stage < num_stages - 1 else own

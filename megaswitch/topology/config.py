@@ -14,7 +14,9 @@ class LayoutConfig:
         ep: expert-parallel size; lies inside data x tensor parallelism and is no further factor of the world.
         etp: tensor-parallel size inside experts: 1 or tp.
         chunks: pipeline chunks a rank; null means 2 when pp > 1 (one of the encoder, one of the decoder).
-        schedule: order of the pipeline's work: "1f1b" (interleaved when chunks > 1) or "gpipe".
+        schedule: order of the pipeline's work: "1f1b" (interleaved when chunks > 1), "gpipe", or one that puts the
+            weights' gradients where a rank would else wait: "zb_h1" (any chunks) or "zb_v" (2 chunks: the first rank
+            holds the first and the last stage, the last rank those in the middle).
         sequence_parallel: whether activations between tensor-parallel regions are split along the sequence.
     """
 
@@ -23,7 +25,7 @@ class LayoutConfig:
     ep: int = 1
     etp: int = 1
     chunks: int | None = None
-    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    schedule: Literal["1f1b", "gpipe", "zb_h1", "zb_v"] = "1f1b"
     sequence_parallel: bool = True
 
     @property
@@ -35,3 +37,8 @@ class LayoutConfig:
     def num_stages(self) -> int:
         """Pipeline stages of the whole model."""
         return self.pp * self.num_chunks
+
+    @property
+    def v_placement(self) -> bool:
+        """Whether the stages lie on the ranks in the V placement (`topology.placement`)."""
+        return self.schedule == "zb_v" and self.pp > 1

@@ -66,6 +66,9 @@ def layout_problems(layout: LayoutConfig, world: int) -> list[Problem]:
     ]
     if layout.num_chunks < 1:
         problems.append(Problem("layout.chunks", f"is {layout.num_chunks}", "give at least 1"))
+    elif layout.v_placement and layout.num_chunks != 2:
+        remedy = "set layout.chunks=2, or layout.schedule=zb_h1, which takes any number"
+        problems.append(Problem("layout.chunks", f"is {layout.num_chunks}, but layout.schedule=zb_v wants 2", remedy))
     if problems:
         return problems
     product = layout.pp * layout.tp

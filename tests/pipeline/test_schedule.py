@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaswitch.pipeline.schedule import Action, Kind, forward_only, groups, make_schedule
-from megaswitch.pipeline.simulate import ScheduleError, check_order, simulate
+from megaswitch.pipeline.actions import Action, Kind
+from megaswitch.pipeline.schedule import forward_only, groups, make_schedule
+from megaswitch.pipeline.simulate import Costs, ScheduleError, check_order, simulate
 
 F, B = Kind.FORWARD, Kind.BACKWARD
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 12))
@@ -16,7 +17,7 @@ KINDS = st.sampled_from(["1f1b", "gpipe"])
 
 def run(schedule, chunks, forward=1.0, backward=1.0, transfer=0.0):
     stages = len(schedule) * chunks
-    return simulate(schedule, [forward] * stages, [backward] * stages, transfer)
+    return simulate(schedule, Costs([forward] * stages, [backward / 2] * stages, [backward / 2] * stages, transfer))
 
 
 def text(actions):
@@ -33,7 +34,7 @@ def test_any_size_is_complete_executable_and_in_order(kind, size, data):
         assert sorted((a.kind.value, a.microbatch, a.chunk) for a in actions) == every
     check_order(schedule, v)
     costs = st.lists(st.floats(0, 10), min_size=p * v, max_size=p * v)
-    timeline = simulate(schedule, data.draw(costs), data.draw(costs), data.draw(st.floats(0, 5)))
+    timeline = simulate(schedule, Costs(*(data.draw(costs) for _ in range(3)), data.draw(st.floats(0, 5))))
     assert [[span.action for span in spans] for spans in timeline.spans] == schedule
     assert 0 <= timeline.bubble <= 1
     assert all(1 <= peak <= m * v for peak in timeline.peak_live)
@@ -115,7 +116,7 @@ def test_a_small_one_by_hand():
         "F0.0 F1.0 B0.0 F2.0 B1.0 B2.0",
         "F0.0 B0.0 F1.0 B1.0 F2.0 B2.0",
     ]
-    timeline = simulate(make_schedule("1f1b", 2, 1, 1), [1.0, 3.0], [2.0, 4.0], transfer=0.5)
+    timeline = simulate(make_schedule("1f1b", 2, 1, 1), Costs([1.0, 3.0], [0.5, 3.0], [1.5, 1.0], transfer=0.5))
     assert [[(s.start, s.end) for s in spans] for spans in timeline.spans] == [
         [(0.0, 1.0), (9.0, 11.0)],
         [(1.5, 4.5), (4.5, 8.5)],

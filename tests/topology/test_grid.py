@@ -70,6 +70,11 @@ IMPOSSIBLE = {
     "ep 0": ({"ep": 0}, 8, {"layout.ep": "is 0"}),
     "etp 0": ({"etp": 0}, 8, {"layout.etp": "is 0"}),
     "no chunks": ({"chunks": 0}, 8, {"layout.chunks": "is 0"}),
+    "V of one chunk": (
+        {"pp": 2, "chunks": 1, "schedule": "zb_v"},
+        8,
+        {"layout.chunks": "is 1, but layout.schedule=zb_v wants 2"},
+    ),
     "two at once": ({"tp": 0, "ep": 0}, 8, {"layout.tp": "is 0", "layout.ep": "is 0"}),
     "world not divided": ({"tp": 2, "pp": 3}, 8, {"layout": "8 processes cannot be divided by pp x tp = 3 x 2 = 6"}),
     "more than the world": ({"tp": 2}, 1, {"layout": "1 processes cannot be divided by pp x tp = 1 x 2 = 2"}),
@@ -108,6 +113,15 @@ def test_impossible_layouts_are_told_with_a_remedy(case):
 def test_a_possible_layout_has_no_problems():
     assert layout_problems(LayoutConfig(tp=2, pp=2, ep=4, etp=1), 8) == []
     assert make_grid(LayoutConfig(tp=2, pp=2, ep=2, etp=2), 8) == Grid(pp=2, dp=2, tp=2, edp=1, ep=2, etp=2)
+
+
+def test_a_v_is_of_two_chunks_on_several_ranks():
+    for chunks in (None, 2):
+        layout = LayoutConfig(pp=2, chunks=chunks, schedule="zb_v")
+        assert layout.v_placement and layout_problems(layout, 2) == []
+    alone = LayoutConfig(chunks=3, schedule="zb_v")
+    assert not alone.v_placement and layout_problems(alone, 1) == []
+    assert not LayoutConfig(pp=2).v_placement
 
 
 def test_chunks_follow_the_pipeline():
