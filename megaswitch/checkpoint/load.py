@@ -1,12 +1,12 @@
 """A model out of a checkpoint, whole, in one process."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from megaswitch.checkpoint.choose import choose, committed
+from megaswitch.checkpoint.folders import folder_at
 from megaswitch.checkpoint.format import MANIFEST, step_of
+from megaswitch.checkpoint.places import Place, place
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.config.documents import from_dict
 from megaswitch.model.config import ModelConfig
@@ -17,7 +17,7 @@ from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
 
 def load(
-    path: str | Path,
+    path: str | Place,
     layout: LayoutConfig | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -40,9 +40,9 @@ def load(
     return SwitchTransformer(config, params).eval()
 
 
-def open_model(path: str | Path) -> tuple[Reader, ModelConfig]:
+def open_model(path: str | Place) -> tuple[Reader, ModelConfig]:
     """The verified checkpoint at `path` (see `load`), and the configuration of its model."""
-    reader = Reader(find_checkpoint(Path(path)))
+    reader = Reader(find_checkpoint(place(path)))
     saved = reader.state.get("config")
     model = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(model, dict):
@@ -51,10 +51,10 @@ def open_model(path: str | Path) -> tuple[Reader, ModelConfig]:
     return reader, from_dict(ModelConfig, model, str(reader.path), complete=False)
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Place) -> Place:
     """`path` when it is a checkpoint's folder, else the newest below it that verifies: in the folder of a run, or of
     its checkpoints. MissingInputError when there is none, DataError when none verifies."""
-    if (path / MANIFEST).exists() or step_of(path.name) is not None:
+    if MANIFEST in folder_at(path).sizes() or step_of(path.name) is not None:
         return path
     root = next((root for root in (path / "checkpoints", path) if committed(root)), None)
     if root is None:
@@ -63,8 +63,5 @@ def find_checkpoint(path: Path) -> Path:
             "or of a run"
         )
     found = choose(root, "auto")
-    if found is None:
-        raise DataError(
-            f"none of the checkpoints below {root} verifies; tools/checkpoint.py verify names what is wrong"
-        )
+    assert found is not None, "there is one, or choose says why not"
     return found

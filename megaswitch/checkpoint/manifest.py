@@ -1,13 +1,13 @@
 """manifest.json as bytes: written, and read without trust in a single one of them."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import orjson
 import xxhash
 
 from megaswitch.checkpoint.cover import trouble_with_cover
+from megaswitch.checkpoint.folders import folder_at, read_whole
 from megaswitch.checkpoint.format import (
     DTYPES,
     FORMAT,
@@ -18,6 +18,7 @@ from megaswitch.checkpoint.format import (
     TensorInfo,
     is_shard_name,
 )
+from megaswitch.checkpoint.places import Place
 from megaswitch.params.boxes import Box
 from megaswitch.utils.errors import DataError
 
@@ -139,13 +140,12 @@ def _counts(value: object, what: str) -> tuple[int, ...]:
     return tuple(_count(n, what) for n in value)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The manifest of a checkpoint's folder; DataError when there is none that is whole."""
     path = folder / MANIFEST
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise DataError(f"{path}: {size} bytes are more than any manifest has")
-        return decode(path.read_bytes(), str(path))
+        data = read_whole(folder_at(folder), MANIFEST, MOST_BYTES)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); the folder is no complete checkpoint") from None
+        trouble = error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({trouble}); the folder is no complete checkpoint") from None
+    return decode(data, str(path))

@@ -3,18 +3,19 @@
 The safetensors library builds a file in memory first; a shard may be as large as the memory that is left.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
+import numpy as np
 import orjson
 import torch
 import xxhash
 from torch import Tensor
 
+from megaswitch.checkpoint.folders import Folder, folder_at
 from megaswitch.checkpoint.format import DTYPES, SAFETENSORS_NAMES, FileInfo, as_hash
+from megaswitch.checkpoint.places import Place
 
 _CHUNK_BYTES = 16 << 20
 
@@ -34,22 +35,21 @@ class Pending:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_stream(path: Path, tensors: Sequence[Pending]) -> FileInfo:
+def write_stream(path: Place, tensors: Sequence[Pending]) -> FileInfo:
     """Writes a new file and returns its name, size and hash; beside the tensor in hand only a block is in memory.
 
     Raises OSError (FileExistsError when the file is there already) and ValueError for a dtype it cannot hold.
     """
     digest, size = xxhash.xxh3_128(), 0
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb", buffering=0) as file:
+    with folder_at(path.parent).sink(path.name) as write:
         for chunk in _chunks(tensors):
-            write_all(file.fileno(), chunk)
+            write(chunk)
             digest.update(chunk)
             size += len(chunk)
-        os.fsync(file.fileno())
     return FileInfo(path.name, size, as_hash(digest))
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+def write_shard(path: Place, tensors: Mapping[str, Tensor]) -> FileInfo:
     """`write_stream` of tensors that are there (any device, any strides), in the order of their names."""
     return write_stream(path, [_present(name, tensors[name].detach()) for name in sorted(tensors)])
 
@@ -58,19 +58,14 @@ def _present(name: str, tensor: Tensor) -> Pending:
     return Pending(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Writes everything: one call of the system may take less, as it does when the disk is nearly full."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def file_hash(path: Path) -> str:
+def file_hash(folder: Folder, name: str) -> str:
     """The hash of a file's bytes as it stands in the manifest."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    digest, source = xxhash.xxh3_128(), folder.source(name)
+    block = np.empty(min(_CHUNK_BYTES, source.size), dtype=np.uint8)
+    for start in range(0, source.size, _CHUNK_BYTES):
+        part = block[: source.size - start]
+        source.read_into(start, part)
+        digest.update(part.data)
     return as_hash(digest)
 
 

@@ -1,22 +1,23 @@
-"""Saves a checkpoint: written aside by all ranks, checked, then renamed into place by the first.
+"""Saves a checkpoint: written aside by all ranks, checked, then given its name by the first.
 
 If any rank cannot do its part, all of them raise the same CannotWriteError and nothing is left behind.
 """
 
+import errno
 import logging
-import os
-import shutil
+import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import orjson
 import torch.distributed as dist
 
 from megaswitch.checkpoint.cover import is_inside, trouble_with_cover
+from megaswitch.checkpoint.folders import folder_at
 from megaswitch.checkpoint.format import (
     DTYPES,
     JSON,
@@ -30,13 +31,21 @@ from megaswitch.checkpoint.format import (
     step_name,
 )
 from megaswitch.checkpoint.manifest import encode
+from megaswitch.checkpoint.places import Place
 from megaswitch.checkpoint.reader import Reader
-from megaswitch.checkpoint.shard import write_all, write_shard
+from megaswitch.checkpoint.shard import write_shard
 from megaswitch.comm.messages import broadcast_bytes, gather_bytes
 from megaswitch.params.boxes import Box
 from megaswitch.utils.errors import CannotWriteError, DataError
 
 log = logging.getLogger(__name__)
+
+
+_PASSING = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET}
+"""What a file system may say today and not tomorrow."""
+_PAUSES = (1.0, 3.0)
+"""Seconds before a shard is written once more."""
+_MANIFEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,27 +62,30 @@ class Opening:
 
 
 def save(
-    root: Path, step: int, pieces: Iterable[Piece], state: Mapping[str, JSON], group: dist.ProcessGroup | None
-) -> Path:
-    """Writes the checkpoint of a step below `root` and returns its folder once it is complete and on the disk.
+    root: Place, step: int, pieces: Iterable[Piece], state: Mapping[str, JSON], group: dist.ProcessGroup | None
+) -> Place:
+    """Writes the checkpoint of a step below `root` and returns its place once it is complete and on the disk.
 
     Every rank of `group` (with a CPU backend, used by nothing else meanwhile; None for one process) calls this
     with its own pieces, which together are every tensor once; a piece that several ranks hold alike may be given
     by any of them or by all. `state` (plain JSON) is the first rank's. A valid checkpoint of the same step stays
     as it is: the call then does nothing but say so. A damaged one is moved aside.
 
-    Raises CannotWriteError on every rank when any of them fails.
+    Raises CannotWriteError on every rank when any of them fails, before anything is written when there is not
+    room for all.
     """
     rank = 0 if group is None else dist.get_rank(group)
-    begun = _begin(Path(root), step) if rank == 0 else Opening()
+    mine, error = _collect(rank, pieces)
+    needed = _sum_of(mine, error, group)
+    begun = _begin(root, step, needed) if rank == 0 else Opening()
     begun = Opening(**orjson.loads(broadcast_bytes(orjson.dumps(begun), group)))
     if begun.error:
         raise CannotWriteError(begun.error)
-    final = Path(root) / step_name(step)
+    final = root / step_name(step)
     if not begun.folder:
         return final
-    folder = Path(root) / begun.folder
-    reports = gather_bytes(_write_part(folder, rank, pieces), group)
+    folder = root / begun.folder
+    reports = gather_bytes(_write_part(folder, rank, mine), group)
     error = _finish(folder, final, step, state, reports) if rank == 0 else ""
     error = broadcast_bytes(error.encode(), group).decode()
     if error:
@@ -81,45 +93,78 @@ def save(
     return final
 
 
-def _begin(root: Path, step: int) -> Opening:
-    final = root / step_name(step)
+def _collect(rank: int, pieces: Iterable[Piece]) -> tuple[dict[str, Piece], str]:
+    """This rank's pieces by their key in the shard, and what is wrong with them: nothing is raised, the others wait."""
+    mine: dict[str, Piece] = {}
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if final.exists() and _is_whole(final):
+        for piece in pieces:
+            _check_piece(piece)
+            if piece.box.size > 0 or prod(piece.global_shape) == 0:
+                mine[f"{piece.name}@{','.join(map(str, piece.box.offset))}"] = piece
+    except Exception as failure:
+        return {}, f"rank {rank} cannot save: {type(failure).__name__}: {failure}"
+    return mine, ""
+
+
+def _sum_of(mine: Mapping[str, Piece], error: str, group: dist.ProcessGroup | None) -> int:
+    """Bytes that all ranks will write; CannotWriteError with what the first of them has to complain of."""
+    size = sum(piece.tensor.numel() * piece.tensor.element_size() for piece in mine.values())
+    told = gather_bytes(orjson.dumps([size, error.encode(errors="replace").decode()]), group)
+    answers = [orjson.loads(answer) for answer in told]
+    trouble = next((error for _, error in answers if error), "")
+    if trouble:
+        raise CannotWriteError(trouble)
+    return sum(size for size, _ in answers)
+
+
+def _begin(root: Place, step: int, needed: int) -> Opening:
+    try:
+        folder_at(root).make()
+        final = root / step_name(step)
+        if final.name in folder_at(root).folders() and _is_whole(final):
             log.warning("%s is complete already and stays as it is", final)
             return Opening()
-        folder = f"{final.name}.tmp-{uuid.uuid4().hex}"
-        (root / folder).mkdir()
-        return Opening(folder)
+        free = folder_at(root).free()
+        if free is not None and free < needed + _MANIFEST_BYTES:
+            return Opening(
+                error=f"the checkpoint of step {step} needs {_size(needed)}, {_size(free)} are free at {root}; "
+                "free some space or set checkpoint.keep lower"
+            )
+        name = f"{final.name}.tmp-{uuid.uuid4().hex}" if folder_at(root).renames else final.name
+        folder_at(root / name).make()
+        return Opening(name)
     except OSError as error:
-        return Opening(error=f"cannot save below {root}: {error.strerror}; choose another folder or make it writable")
+        told = error.strerror or error
+        return Opening(error=f"cannot save below {root}: {told}; choose another folder or make it writable")
     except Exception as error:  # the other ranks wait for an answer
         return Opening(error=f"cannot save below {root}: {type(error).__name__}: {error}")
 
 
-def _is_whole(final: Path) -> bool:
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**7 else f"{count} bytes"
+
+
+def _is_whole(final: Place) -> bool:
     """Whether a checkpoint verifies; one that does not is moved aside, out of the way of its successor."""
+    folder = folder_at(final)
+    if not folder.renames and MANIFEST not in folder.sizes():
+        folder.remove()  # what an interrupted save left, since there it has its final name at once
+        return False
     try:
         Reader(final)
     except DataError as bad:
-        aside = final.with_name(f"{final.name}.bad-{uuid.uuid4().hex}")
-        log.warning("moving a damaged checkpoint aside as %s: %s", aside.name, bad)
-        final.rename(aside)
+        name = f"{final.name}.bad-{uuid.uuid4().hex}"
+        log.warning("moving a damaged checkpoint aside as %s: %s", name, bad)
+        folder.move_to(name)
         return False
     return True
 
 
-def _write_part(folder: Path, rank: int, pieces: Iterable[Piece]) -> bytes:
+def _write_part(folder: Place, rank: int, mine: Mapping[str, Piece]) -> bytes:
     """Writes this rank's shard; as JSON what it holds, or {"error": why not}: nothing is raised, the others wait."""
     try:
-        mine = {}
-        for piece in pieces:
-            _check_piece(piece)
-            if piece.box.size == 0 and prod(piece.global_shape) > 0:
-                continue
-            mine[f"{piece.name}@{','.join(map(str, piece.box.offset))}"] = piece
-        _check_space(folder, sum(p.tensor.numel() * p.tensor.element_size() for p in mine.values()))
-        info = write_shard(folder / shard_name(rank), {key: p.tensor for key, p in mine.items()})
+        info = _write_patiently(folder / shard_name(rank), mine)
         slices = [_row(key, piece) for key, piece in mine.items()]
         return orjson.dumps({"name": info.name, "size": info.size, "hash": info.hash, "slices": slices})
     except OSError as failure:
@@ -127,6 +172,21 @@ def _write_part(folder: Path, rank: int, pieces: Iterable[Piece]) -> bytes:
     except Exception as failure:  # whatever it is, the other ranks must hear of it
         error = f"rank {rank} cannot save: {type(failure).__name__}: {failure}"
     return orjson.dumps({"error": error.encode(errors="replace").decode()})
+
+
+def _write_patiently(path: Place, mine: Mapping[str, Piece]) -> FileInfo:
+    """Writes a shard, once more after a while when the file system has what may be a passing trouble."""
+    tensors = {key: piece.tensor for key, piece in mine.items()}
+    for pause in _PAUSES:
+        try:
+            return write_shard(path, tensors)
+        except OSError as failure:
+            if failure.errno not in _PASSING:
+                raise
+            log.warning("%s: %s; once more in %g s", path, failure.strerror, pause)
+        time.sleep(pause)
+        folder_at(path.parent).discard(path.name)
+    return write_shard(path, tensors)
 
 
 def _row(key: str, piece: Piece) -> list[object]:
@@ -142,13 +202,7 @@ def _check_piece(piece: Piece) -> None:
         )
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(0, f"{needed} bytes are needed and {free} are free; free some space or set checkpoint.keep lower")
-
-
-def _finish(folder: Path, final: Path, step: int, state: Mapping[str, JSON], reports: list[bytes]) -> str:
+def _finish(folder: Place, final: Place, step: int, state: Mapping[str, JSON], reports: list[bytes]) -> str:
     """Commits what the ranks have written; empty, or why it could not be (then the folder is gone)."""
     try:
         parts = [orjson.loads(report) for report in reports]
@@ -161,7 +215,8 @@ def _finish(folder: Path, final: Path, step: int, state: Mapping[str, JSON], rep
         error = f"cannot write {folder}: {failure.strerror or failure}"
     except Exception as failure:  # the other ranks wait for an answer
         error = f"cannot save: {type(failure).__name__}: {failure}"
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder_at(folder).remove()
     return error
 
 
@@ -184,27 +239,15 @@ def assemble(step: int, state: Mapping[str, JSON], parts: Iterable[Mapping[str, 
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Writes manifest.json and sees to it that it and the folder's entries are on the disk."""
-    descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        write_all(descriptor, encode(manifest))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    sync_folder(folder)
+    with folder_at(folder).sink(MANIFEST) as write:
+        write(encode(manifest))
+    folder_at(folder).settle()
 
 
-def commit(folder: Path, final: Path) -> None:
-    """Makes a written folder the checkpoint `final`: from here on it exists."""
-    folder.rename(final)
-    sync_folder(final.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Has the entries of a folder written to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def commit(folder: Place, final: Place) -> None:
+    """Makes a written folder the checkpoint `final`: from here on it exists (in an object store since its manifest)."""
+    if folder != final:
+        folder_at(folder).move_to(final.name)
+        folder_at(final.parent).settle()

@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megaswitch.checkpoint.format import JSON, Piece
+from megaswitch.checkpoint.places import Place
 from megaswitch.checkpoint.reader import Reader
+from megaswitch.checkpoint.retention import VALIDATION_NLL
 from megaswitch.checkpoint.store import save
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.optimizer import Optimizer, StateTensor, master_state
@@ -30,21 +32,33 @@ def _tensors(buckets: Buckets, optimizer: Optimizer | None) -> Iterator[StateTen
     return chain(master_state(buckets), () if optimizer is None else optimizer.state())
 
 
+def training_pieces(buckets: Buckets, optimizer: Optimizer) -> list[Piece]:
+    """What this rank saves of masters and optimizer state: views, not copies."""
+    return [Piece(t.name, t.global_shape, t.box, t.view.detach()) for t in _tensors(buckets, optimizer) if t.primary]
+
+
+def training_state(
+    progress: Progress, config: Mapping[str, JSON], fingerprint: str, nll: float | None = None
+) -> dict[str, JSON]:
+    """What is saved beside the tensors; `nll` is the validation's at this very step, if there was one."""
+    state: dict[str, JSON] = {"samples": progress.samples, "config": dict(config), "data": fingerprint}
+    if nll is not None and isfinite(nll):
+        state[VALIDATION_NLL] = nll
+    return state
+
+
 def save_training(
-    root: Path,
+    root: Place,
     progress: Progress,
     buckets: Buckets,
     optimizer: Optimizer,
     config: Mapping[str, JSON],
     fingerprint: str,
     group: dist.ProcessGroup | None,
-) -> Path:
+) -> Place:
     """Write masters, optimizer state, progress, configuration and data fingerprint; each rank its own part."""
-    pieces = (
-        Piece(t.name, t.global_shape, t.box, t.view.detach().cpu()) for t in _tensors(buckets, optimizer) if t.primary
-    )
-    state: dict[str, JSON] = {"samples": progress.samples, "config": dict(config), "data": fingerprint}
-    return save(root, progress.step, pieces, state, group)
+    state = training_state(progress, config, fingerprint)
+    return save(root, progress.step, training_pieces(buckets, optimizer), state, group)
 
 
 def weights_only_state(config: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -79,7 +93,7 @@ def restore(reader: Reader, buckets: Buckets, optimizer: Optimizer | None) -> No
                 f"{reader.path} holds {tensor.name} with shape {list(info.shape)}, this model wants "
                 f"{list(tensor.global_shape)}: it is a checkpoint of another model"
             )
-        tensor.view.copy_(reader.read(tensor.name, tensor.box))
+        reader.read_into(tensor.name, tensor.box, tensor.view)
     buckets.publish()
 
 

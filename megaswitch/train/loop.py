@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megaswitch.checkpoint.choose import prune
+from megaswitch.checkpoint.retention import prune
 from megaswitch.checkpoint.training import Progress, save_training
 from megaswitch.config.documents import to_dict
 from megaswitch.data.batch import Batch

@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaswitch.checkpoint.choose import choose, committed, describe, prune
+from megaswitch.checkpoint.choose import choose, committed, describe
 from megaswitch.checkpoint.format import Piece
 from megaswitch.checkpoint.manifest import decode
 from megaswitch.checkpoint.reader import Reader
@@ -169,7 +169,7 @@ def test_hostile_manifests(told):
 def test_a_huge_manifest_is_not_read(root):
     with open(root / "step-00000003" / "manifest.json", "r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(DataError, match="more than any manifest"):
+    with pytest.raises(DataError, match="more than it can have"):
         Reader(root / "step-00000003")
 
 
@@ -186,9 +186,6 @@ def test_a_manifest_and_a_shard_that_disagree(root, change):
     inner = inner_of(folder)
     inner["tensors"]["w"].update(change)
     (folder / "manifest.json").write_bytes(sealed(inner))
-    if "shape" in change:
-        assert Reader(folder).read_all("w").shape == (2, 3)  # a part of what is there: its values are right
-        return
     with pytest.raises(DataError, match=SHARD):
         Reader(folder).read_all("w")
 
@@ -203,11 +200,14 @@ def test_what_there_is_to_choose_from(root, tmp_path, caplog):
         choose(root, str(root / "nowhere"))
 
 
-def test_when_all_are_bad_it_is_said_loudly(root, caplog):
+def test_when_all_are_bad_it_is_an_error_that_names_them(root, caplog):
     for folder in committed(root):
         DAMAGES["empty manifest"](folder)
-    assert choose(root, "auto") is None
-    assert "starting afresh" in caplog.text
+    with pytest.raises(DataError, match="none of the 3 checkpoints") as caught:
+        choose(root, "auto")
+    for part in ("step-00000001", "step-00000002", "step-00000003", "checkpoint.resume=none", "new run.dir"):
+        assert part in str(caught.value)
+    assert choose(root, "none") is None
 
 
 def test_other_names_are_no_checkpoints(root):
@@ -247,40 +247,6 @@ def test_damage_that_one_rank_finds_is_known_to_all(world, tmp_path):
     assert first == second
     assert first[0] == tmp_path / "step-00000002"
     assert "shard-00001.safetensors: its bytes are damaged" in first[1]
-
-
-def names(root):
-    return sorted(path.name for path in root.iterdir())
-
-
-def test_prune_keeps_the_newest(root):
-    prune(root, 0)
-    assert len(names(root)) == 3
-    prune(root, 2)
-    assert names(root) == ["step-00000002", "step-00000003"]
-    prune(root, 5)
-    assert names(root) == ["step-00000002", "step-00000003"]
-
-
-def test_prune_touches_only_what_is_ours(root):
-    kept = ["notes", "step-1", "step-00000001.bak", "step-00000001.tmp-x", "step-00000004.tmp-" + "0" * 32]
-    for name in kept:
-        (root / name).mkdir()
-    (root / ("step-00000002.tmp-" + "a" * 32)).mkdir()
-    prune(root, 1)
-    assert names(root) == sorted(["step-00000003", *kept])
-
-
-def test_prune_removes_nothing_while_the_newest_is_damaged(root):
-    DAMAGES["missing shard"](root / "step-00000003")
-    prune(root, 1)
-    assert len(names(root)) == 3
-
-
-def test_prune_does_not_count_damaged_ones(root):
-    DAMAGES["missing shard"](root / "step-00000002")
-    prune(root, 2)
-    assert len(names(root)) == 3
 
 
 def test_describe(root):

@@ -1,7 +1,6 @@
 """Saving on any number of ranks and reading any part back; ranks that fail; processes that die on the way."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors import safe_open
 
 from megaswitch.checkpoint import store
 from megaswitch.checkpoint.choose import choose
+from megaswitch.checkpoint.disk import DiskFolder
 from megaswitch.checkpoint.format import Piece, TensorInfo
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.store import save
@@ -196,7 +196,7 @@ def test_a_full_disk(world, tmp_path, monkeypatch):
 
     def work():
         if dist.get_rank() == 1:
-            monkeypatch.setattr("megaswitch.checkpoint.shard.write_all", full)
+            monkeypatch.setattr("os.write", full)
         save_as_rank(tmp_path)
 
     told = failures(world, 2, work)
@@ -208,7 +208,7 @@ def test_a_full_disk(world, tmp_path, monkeypatch):
 
 def test_too_little_space_is_seen_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(CannotWriteError, match="10 are free"):
+    with pytest.raises(CannotWriteError, match="10 bytes are free"):
         save(tmp_path, 7, pieces_of(0, 1, tensors()), {}, None)
 
 
@@ -237,7 +237,8 @@ def test_killed_on_the_way_the_previous_one_resumes(world, tmp_path, monkeypatch
 
 def test_killed_after_the_rename_the_new_one_resumes(world, tmp_path, monkeypatch):
     def dying():
-        monkeypatch.setattr(store, "sync_folder", lambda folder: os._exit(9) if Path(folder) == tmp_path else None)
+        settle = DiskFolder.settle
+        monkeypatch.setattr(DiskFolder, "settle", lambda self: os._exit(9) if self._path == tmp_path else settle(self))
         save_as_rank(tmp_path, 7)
 
     with pytest.raises(RuntimeError, match="died"):

@@ -213,7 +213,7 @@ def test_load_finds_the_newest_that_verifies(tmp_path):
     with pytest.raises(DataError, match="its bytes are damaged"):
         megaswitch.load(run / "checkpoints" / "step-00000010")
     (run / "checkpoints" / "step-00000002" / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"none of the checkpoints below .* verifies"):
+    with pytest.raises(DataError, match=r"none of the 2 checkpoints below"):
         megaswitch.load(run)
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(MissingInputError, match="is no checkpoint, and none is below it"):

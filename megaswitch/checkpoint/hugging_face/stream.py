@@ -9,8 +9,9 @@ from pathlib import Path
 
 import orjson
 
+from megaswitch.checkpoint.folders import folder_at
 from megaswitch.checkpoint.shard import Pending
-from megaswitch.checkpoint.store import commit, sync_folder
+from megaswitch.checkpoint.store import commit
 from megaswitch.utils.errors import CannotWriteError
 
 MOST_FILE_BYTES = 5 * 10**9
@@ -50,7 +51,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         aside.mkdir(parents=True)
         yield aside
-        sync_folder(aside)
+        folder_at(aside).settle()
         commit(aside, target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
