@@ -1,6 +1,8 @@
 """Axes with their process groups, and the Topology that is handed to everything that communicates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -8,6 +10,19 @@ import torch
 import torch.distributed as dist
 
 from megaswitch.topology.grid import AxisName, Grid
+
+_OWN_GROUPS: ContextVar[bool] = ContextVar("own_groups", default=False)
+
+
+@contextmanager
+def own_groups() -> Iterator[None]:
+    """Inside, each axis is given a process group of its own, named after it, though another one has the same ranks:
+    what is counted by group is then counted by axis."""
+    token = _OWN_GROUPS.set(True)
+    try:
+        yield
+    finally:
+        _OWN_GROUPS.reset(token)
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ def make_axis(name: str, ranks: Sequence[int], rank: int, timeout: timedelta | N
     ranks = tuple(ranks)
     group = None
     if len(ranks) > 1:
-        everyone = len(ranks) == dist.get_world_size()
+        everyone = len(ranks) == dist.get_world_size() and not _OWN_GROUPS.get()
         group = (
             dist.group.WORLD
             if everyone
@@ -84,7 +99,7 @@ def make_topology(
 
     def axis(name: AxisName) -> Axis:
         ranks = grid.ranks(rank, name)
-        if ranks not in made:
+        if ranks not in made or _OWN_GROUPS.get():
             made[ranks] = make_axis(name, ranks, rank, timeout)
         return Axis(name, ranks.index(rank), ranks, made[ranks].group)
 
