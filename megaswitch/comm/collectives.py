@@ -1,9 +1,11 @@
 """Collectives over one axis without gradients; the ones with gradients, built of these, are in `functions.py`.
 
 Each is the identity on an axis of size 1. `dim` is a tensor dimension, cut in equal parts in the order of ranks.
+The `start_` forms return at once, so that other work can be done before `Pending.wait` gives the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,40 +17,81 @@ from megaswitch.topology.topology import Axis
 Op = Literal["sum", "max"]
 
 
+@dataclass
+class Pending:
+    """A collective under way; `kind` names it in a profile."""
+
+    kind: str
+    out: Tensor
+    work: dist.Work | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+
+    def wait(self) -> Tensor:
+        """The result, once it is there; may be asked for again."""
+        if self.work is not None:
+            with torch.profiler.record_function(f"wait:{self.kind}"):
+                self.work.wait()
+            self.work = None
+        if self.finish is not None:
+            self.out, self.finish = self.finish(self.out), None
+        return self.out
+
+
 def _op(op: Op) -> dist.ReduceOp.RedOpType:
     return dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
 
 
+def start_all_reduce_(x: Tensor, axis: Axis, op: Op = "sum") -> Pending:
+    """Begin replacing `x` (contiguous) by its sum or maximum over the axis."""
+    work = None if axis.size == 1 else dist.all_reduce(x, op=_op(op), group=axis.group, async_op=True)
+    return Pending(f"all_reduce:{axis.name}", x, work)
+
+
 def all_reduce_(x: Tensor, axis: Axis, op: Op = "sum") -> Tensor:
     """Replace `x` (contiguous) by its sum or maximum over the axis, and return it."""
-    if axis.size > 1:
-        dist.all_reduce(x, op=_op(op), group=axis.group)
-    return x
+    return start_all_reduce_(x, axis, op).wait()
 
 
 def all_reduce(x: Tensor, axis: Axis, op: Op = "sum") -> Tensor:
     """The sum or maximum of `x` over the axis, as a new tensor (`x` itself on an axis of size 1)."""
-    return x if axis.size == 1 else all_reduce_(x.clone(memory_format=torch.contiguous_format), axis, op)
+    return start_all_reduce(x, axis, op).wait()
+
+
+def start_all_reduce(x: Tensor, axis: Axis, op: Op = "sum") -> Pending:
+    """Begin summing (or the maximum of) `x` over the axis into a new tensor."""
+    return start_all_reduce_(x if axis.size == 1 else x.clone(memory_format=torch.contiguous_format), axis, op)
+
+
+def start_all_gather(x: Tensor, axis: Axis, dim: int = 0, out: Tensor | None = None) -> Pending:
+    """Begin bringing the parts of all ranks side by side along `dim`, into `out` (dim 0, contiguous) if given."""
+    kind = f"all_gather:{axis.name}"
+    if axis.size == 1:
+        return Pending(kind, x)
+    rows = x.movedim(dim, 0).contiguous()
+    gathered = rows.new_empty((axis.size * rows.shape[0], *rows.shape[1:])) if out is None else out
+    work = dist.all_gather_single(gathered, rows, group=axis.group, async_op=True)
+    return Pending(kind, gathered, work, lambda gathered: gathered.movedim(0, dim))
 
 
 def all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """The parts of all ranks side by side along `dim`."""
+    return start_all_gather(x, axis, dim).wait()
+
+
+def start_reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
+    """Begin computing this rank's part along `dim` of the sum; the axis's size must divide that dimension."""
+    kind = f"reduce_scatter:{axis.name}"
     if axis.size == 1:
-        return x
+        return Pending(kind, x)
     rows = x.movedim(dim, 0).contiguous()
-    out = rows.new_empty((axis.size * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_single(out, rows, group=axis.group)
-    return out.movedim(0, dim)
+    out = rows.new_empty((rows.shape[0] // axis.size, *rows.shape[1:]))
+    work = dist.reduce_scatter_single(out, rows, group=axis.group, async_op=True)
+    return Pending(kind, out, work, lambda out: out.movedim(0, dim))
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """This rank's part along `dim` of the sum over the axis; the axis's size must divide that dimension."""
-    if axis.size == 1:
-        return x
-    rows = x.movedim(dim, 0).contiguous()
-    out = rows.new_empty((rows.shape[0] // axis.size, *rows.shape[1:]))
-    dist.reduce_scatter_single(out, rows, group=axis.group)
-    return out.movedim(0, dim)
+    return start_reduce_scatter(x, axis, dim).wait()
 
 
 def own_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
@@ -56,13 +99,19 @@ def own_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
     return x if axis.size == 1 else x.chunk(axis.size, dim)[axis.rank]
 
 
+def start_all_to_all(x: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int]) -> Pending:
+    """Begin sending the next `send[i]` rows of `x` to rank i, and receiving `receive[i]` rows from it."""
+    kind = f"all_to_all:{axis.name}"
+    if axis.size == 1:
+        return Pending(kind, x)
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    work = dist.all_to_all_single(out, x.contiguous(), list(receive), list(send), group=axis.group, async_op=True)
+    return Pending(kind, out, work)
+
+
 def all_to_all(x: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int]) -> Tensor:
     """Send the next `send[i]` rows of `x` to rank i; the result holds `receive[i]` rows of rank i, in order."""
-    if axis.size == 1:
-        return x
-    out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(out, x.contiguous(), list(receive), list(send), group=axis.group)
-    return out
+    return start_all_to_all(x, axis, send, receive).wait()
 
 
 def barrier(axis: Axis) -> None:

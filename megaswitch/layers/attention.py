@@ -13,6 +13,7 @@ from megaswitch.layers import initial
 from megaswitch.layers.context import Context, drop
 from megaswitch.layers.linear import Linear, linear_spec
 from megaswitch.layers.region import Region
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.attention import attention
 from megaswitch.params.spec import ParamSpec
@@ -91,16 +92,18 @@ class Attention(nn.Module):
         With `kept`, self-attention sees the tokens of earlier calls too, and the memory's keys and values are
         computed by the first call alone.
         """
-        inside_BLD = self.region.enter(x_BLD)
-        q = self._heads(self.q(inside_BLD))
-        k, v = self._keys_values(inside_BLD, memory_BMD, kept)
-        return self.region.leave(self.o(self.core(q, k, v, bias, ctx).flatten(2)))
+        inside_BLD = self.region.enter(x_BLD, ctx.work)
+        q = self._heads(self.q(inside_BLD, ctx.work))
+        k, v = self._keys_values(inside_BLD, memory_BMD, kept, ctx.work)
+        return self.region.leave(self.o(self.core(q, k, v, bias, ctx).flatten(2), ctx.work))
 
-    def _keys_values(self, inside_BLD: Tensor, memory_BMD: Tensor | None, kept: Kept | None) -> tuple[Tensor, Tensor]:
+    def _keys_values(
+        self, inside_BLD: Tensor, memory_BMD: Tensor | None, kept: Kept | None, work: WeightWork
+    ) -> tuple[Tensor, Tensor]:
         if memory_BMD is not None and kept is not None and kept.k_BMHK is not None and kept.v_BMHK is not None:
             return kept.k_BMHK, kept.v_BMHK
-        source_BMD = inside_BLD if memory_BMD is None else self.region.enter(memory_BMD)
-        k, v = self._heads(self.k(source_BMD)), self._heads(self.v(source_BMD))
+        source_BMD = inside_BLD if memory_BMD is None else self.region.enter(memory_BMD, work)
+        k, v = self._heads(self.k(source_BMD, work)), self._heads(self.v(source_BMD, work))
         return (k, v) if kept is None else kept.extend(k, v)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """What one pass of a micro-batch through the model needs besides tensors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import Stack
 from megaswitch.ops.reference.random import fold, start, to_uniform
 from megaswitch.topology.topology import Topology
@@ -28,7 +29,10 @@ class Context:
         samples_B: global sample number of each row, int64.
         num_targets: real targets of the whole global batch, the loss's denominator.
         num_groups: routing groups of the whole global batch, by stack, the aux losses' denominator.
-        recompute: which activations are computed again in the backward.
+        recompute: which activations are computed again in the backward, of a stack's own passes (see `of`).
+        recompute_decoder: the same for the decoder; None: as in the encoder.
+        work: weight gradients to compute, while a collective is under way or later.
+        padded: whether tokens travel to experts with fixed splits, empty slots filled with zeros.
         dropless: whether nothing is dropped whatever the capacity factors say (generation).
         lengths: tokens of a sequence by stack that capacities go by; None: the configured ones.
     """
@@ -41,8 +45,17 @@ class Context:
     num_targets: float
     num_groups: dict[Stack, float]
     recompute: Recompute = "none"
+    recompute_decoder: Recompute | None = None
+    work: WeightWork = field(default_factory=WeightWork)
+    padded: bool = False
     dropless: bool = False
     lengths: dict[Stack, int] | None = None
+
+    def of(self, stack: Stack) -> "Context":
+        """This context for a block of that stack."""
+        if stack == "encoder" or self.recompute_decoder in (None, self.recompute):
+            return self
+        return replace(self, recompute=self.recompute_decoder)
 
     def positions(self, length: int, split: bool) -> Tensor:
         """Global positions of `length` local ones; `split` when tp ranks hold consecutive parts of the sequence."""

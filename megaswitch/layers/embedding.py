@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megaswitch.layers import initial
 from megaswitch.layers.region import Region
+from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.derive import shard_range
 from megaswitch.params.spec import ParamSpec
@@ -35,18 +36,26 @@ def head_specs(config: ModelConfig) -> list[ParamSpec]:
 class Embedding(nn.Module):
     """Rows of the table; each rank gives the ids of its part and zeros for the rest."""
 
-    def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Mapping[str, nn.Parameter],
+        region: Region,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`dtype` is the type of what comes out (None: the table's)."""
         super().__init__()
         self.table_VD, self.region = params[EMBEDDING], region
+        self.dtype = dtype or self.table_VD.dtype
         self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """[B, L, D], split along the sequence where the region says so."""
         if self.region.axis.size == 1:
-            return nn.functional.embedding(ids_BL, self.table_VD)
+            return nn.functional.embedding(ids_BL, self.table_VD).to(self.dtype)
         local_BL = ids_BL - self.first
         held_BL = (local_BL >= 0) & (local_BL < self.table_VD.shape[0])
-        rows_BLD = nn.functional.embedding(torch.where(held_BL, local_BL, 0), self.table_VD)
+        rows_BLD = nn.functional.embedding(torch.where(held_BL, local_BL, 0), self.table_VD).to(self.dtype)
         return self.region.leave(rows_BLD * held_BL.unsqueeze(-1).to(rows_BLD.dtype))
 
 
@@ -60,8 +69,7 @@ class Head(nn.Module):
         self.scale = config.d_model**-0.5 if self.tied else 1.0
         self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, work: WeightWork) -> Tensor:
         """[B, L, V]; a tied table is used as it is, with the input scaled by d_model^-0.5."""
-        inside_BLD = widen(self.region.enter(x_BLD)) * self.scale
-        weight_DV = widen(self.weight)
-        return inside_BLD @ (weight_DV.t() if self.tied else weight_DV)
+        inside_BLD = widen(self.region.enter(x_BLD, work)) * self.scale
+        return product(inside_BLD, self.weight, work, transposed=self.tied)

@@ -54,10 +54,10 @@ class ExpertAttention(nn.Module):
         """[B, L, D] to the same, and the Switch layer's statistics. A token that no expert serves asks for nothing
         and has zeros for key and value. With `kept` the tokens of earlier calls are seen too."""
         projected, statistics = self.projections(x_BLD, routed_BL, ctx)
-        q_BLW, k_BLW = torch.split(self.region.enter(projected), self.width, -1)
+        q_BLW, k_BLW = torch.split(self.region.enter(projected, ctx.work), self.width, -1)
         q, k = self._own_heads(q_BLW) * self.d_kv**-0.5, self._own_heads(k_BLW)
         k, v = (k, k) if kept is None else kept.extend(k, k)
-        return self.region.leave(self.o(self.core(q, k, v, bias, ctx).flatten(2))), statistics
+        return self.region.leave(self.o(self.core(q, k, v, bias, ctx).flatten(2), ctx.work)), statistics
 
     def _own_heads(self, x_BLW: Tensor) -> Tensor:
         """[B, L, H, K]: this rank's heads of all."""

@@ -36,12 +36,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor, ctx: Context) -> Tensor:
         """[B, L, D] to the same; `x_BLD` is split along the sequence where the region says so."""
-        inside_BLD = self.region.enter(x_BLD)
+        inside_BLD = self.region.enter(x_BLD, ctx.work)
         hidden_BLF = ctx.again("core", self._hidden, inside_BLD, ctx)
-        return self.region.leave(self.wo(hidden_BLF))
+        return self.region.leave(self.wo(hidden_BLF, ctx.work))
 
     def _hidden(self, x_BLD: Tensor, ctx: Context) -> Tensor:
-        hidden_BLF = self.wi(x_BLD)
-        hidden_BLF = relu(hidden_BLF) if self.wi_gate is None else geglu(self.wi_gate(x_BLD), hidden_BLF)
+        hidden_BLF = self.wi(x_BLD, ctx.work)
+        gate = self.wi_gate
+        hidden_BLF = relu(hidden_BLF) if gate is None else geglu(gate(x_BLD, ctx.work), hidden_BLF)
         first = self.region.axis.rank * hidden_BLF.shape[-1]
         return dropout(hidden_BLF, self.rate, f"{self.name}.hidden", ctx, split=False, first_feature=first)

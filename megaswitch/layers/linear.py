@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.params.spec import Init, ParamSpec, Part
 
 
@@ -22,11 +23,11 @@ def linear_spec(
 
 
 class Linear(nn.Module):
-    """x W with this rank's shard of W."""
+    """x W with this rank's shard of W, whatever its type in x's."""
 
     def __init__(self, name: str, params: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.weight_IO = params[name]
 
-    def forward(self, x_BLI: Tensor) -> Tensor:
-        return x_BLI @ self.weight_IO
+    def forward(self, x_BLI: Tensor, work: WeightWork) -> Tensor:
+        return product(x_BLI, self.weight_IO, work)

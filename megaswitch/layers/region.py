@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megaswitch.comm.functions import copy_to, gather_along, reduce_from, scatter_along
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.topology.topology import Axis, Topology
 
 
@@ -19,9 +20,12 @@ class Region:
     axis: Axis
     sequence_parallel: bool
 
-    def enter(self, x_BLD: Tensor) -> Tensor:
-        """All tokens on each rank; gradients, of which each rank has a part, are summed on the way back."""
-        return gather_along(x_BLD, self.axis, 1) if self.sequence_parallel else copy_to(x_BLD, self.axis)
+    def enter(self, x_BLD: Tensor, work: WeightWork) -> Tensor:
+        """All tokens on each rank; gradients, of which each rank has a part, are summed on the way back, while
+        `work` is done."""
+        if self.sequence_parallel:
+            return gather_along(x_BLD, self.axis, 1, work.meanwhile)
+        return copy_to(x_BLD, self.axis, work.meanwhile)
 
     def leave(self, x_BLD: Tensor) -> Tensor:
         """The sum of the ranks' parts, split along the sequence again where it was."""

@@ -19,6 +19,7 @@ from megaswitch.layers.region import region_of
 from megaswitch.layers.relative_bias import RelativeBias
 from megaswitch.model.config import ModelConfig, Stack
 from megaswitch.model.micro_batch import MicroBatch
+from megaswitch.model.pieces import STREAMS, Piece, bias_name, pieces_of
 from megaswitch.model.record import Record
 from megaswitch.model.units import Unit
 from megaswitch.topology.topology import Topology
@@ -75,16 +76,18 @@ class Stage(nn.Module):
         params: Mapping[str, nn.Parameter],
         topology: Topology,
         first_sentinel: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """`first_sentinel` is the lowest sentinel id, from which on targets are not content (0: unknown)."""
+        """`first_sentinel` is the lowest sentinel id, from which on targets are not content (0: unknown); `dtype`
+        the type of activations (None: the weights')."""
         super().__init__()
         self.config, self.units, self.topology = config, list(units), topology
+        self.pieces = pieces_of(config, units)
         self.first_sentinel = first_sentinel or config.vocab_size
-        region, kinds = region_of(topology), {(u.kind, u.stack) for u in units}
-        self.embedding = (
-            Embedding(config, params, region) if kinds & {("embed", "encoder"), ("embed", "decoder")} else None
-        )
-        self.head = Head(config, params, region) if ("norm", "decoder") in kinds else None
+        self.dtype = dtype or next(iter(params.values())).dtype
+        region = region_of(topology)
+        self.embedding = Embedding(config, params, region, self.dtype) if any(u.kind == "embed" for u in units) else None
+        self.head = Head(config, params, region) if Unit("norm", "decoder") in units else None
         self.biases, self.parts = nn.ModuleDict(), nn.ModuleDict()
         for unit in units:
             if unit.kind == "block":
@@ -93,11 +96,6 @@ class Stage(nn.Module):
                 self.biases[unit.stack] = RelativeBias(name, params, unit.stack == "encoder")
             elif unit.kind == "norm":
                 self.parts[_key(unit)] = Norm(f"{unit.stack}.norm", params)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
-        return next(self.parameters()).dtype
 
     def start_cache(self, tokens: int) -> Cache:
         """An empty cache for a decoder of up to `tokens` tokens."""
@@ -110,46 +108,50 @@ class Stage(nn.Module):
 
         With a `cache` the batch holds one decoder token a row, which follows those of earlier calls.
         """
-        biases: dict[str, Tensor] = {} if cache is None else {"decoder": cache.bias()}
-        for unit in self.units:
-            if unit.kind == "embed":
-                carry = self._embed(unit.stack, carry, batch, ctx)
-            elif unit.kind == "block":
-                carry = self._block(unit, carry, batch, ctx, record, biases, cache)
-            else:
-                carry = self._finish(unit, carry, batch, ctx, record)
+        for piece in self.pieces:
+            taken = {name: carry[name] for name in piece.reads}
+            carry = {**carry, **self.run(piece, taken, batch, ctx, record, cache)}
         if cache is not None:
             cache.past += 1
-        return carry
+        names = ("logits", *carried_after(self.units[-1]))
+        return {name: carry[name] for name in names if name in carry}
 
-    def _embed(self, stack: Stack, carry: Carry, batch: MicroBatch, ctx: Context) -> Carry:
-        assert self.embedding is not None
-        ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
-        x_BLD = self._dropout(self.embedding(ids), f"{stack}.embed", ctx)
-        return {**carry, "x" if stack == "encoder" else "y": x_BLD}
-
-    def _block(
+    def run(
         self,
-        unit: Unit,
+        piece: Piece,
         carry: Carry,
         batch: MicroBatch,
         ctx: Context,
         record: Record,
-        biases: dict[str, Tensor],
-        cache: Cache | None,
+        cache: Cache | None = None,
     ) -> Carry:
-        stream = "x" if unit.stack == "encoder" else "y"
+        """What one piece makes of what it reads."""
+        if piece.kind == "embed":
+            return {piece.writes: self._embed(piece.stack, batch, ctx)}
+        if piece.kind == "bias":
+            return {piece.writes: self._self_bias(piece.stack, batch) if cache is None else cache.bias()}
+        if piece.kind == "block":
+            return {piece.writes: self._block(piece.unit, carry, batch, ctx.of(piece.stack), record, cache)}
+        return self._finish(piece, carry, batch, ctx, record)
+
+    def _embed(self, stack: Stack, batch: MicroBatch, ctx: Context) -> Tensor:
+        assert self.embedding is not None
+        ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
+        return self._dropout(self.embedding(ids), f"{stack}.embed", ctx)
+
+    def _block(
+        self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None
+    ) -> Tensor:
         routed = batch.encoder_routed_BS if unit.stack == "encoder" else batch.decoder_routed_BT
-        if unit.stack not in biases:
-            biases[unit.stack] = self._self_bias(unit.stack, batch)
         cross = None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
         block, memory = self.parts[_key(unit)], carry.get("memory")
         kept = None if cache is None else cache.blocks.setdefault(unit.layer, BlockCache())
-        bias = biases[unit.stack]
-        x_BLD, statistics = ctx.again("block", block, carry[stream], memory, bias, cross, routed, ctx, kept)
+        x_BLD, bias = carry[STREAMS[unit.stack]], carry[bias_name(unit.stack)]
+        out: Tensor
+        out, statistics = ctx.again("block", block, x_BLD, memory, bias, cross, routed, ctx, kept)
         if statistics is not None:
             record.add_layer(unit, statistics)
-        return {**carry, stream: x_BLD}
+        return out
 
     def _self_bias(self, stack: Stack, batch: MicroBatch) -> Tensor:
         """Relative positions and mask of a stack's self-attention."""
@@ -159,16 +161,16 @@ class Stage(nn.Module):
             return bias + causal_bias(ids.shape[1], self.dtype, ids.device)
         return bias if batch.encoder_full else bias + key_bias(batch.encoder_real_BS, self.dtype)
 
-    def _finish(self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
-        stream = "x" if unit.stack == "encoder" else "y"
-        normed_BLD = self._dropout(self.parts[_key(unit)](carry[stream]), f"{unit.stack}.norm", ctx)
-        if unit.stack == "encoder":
-            return {"memory": normed_BLD}
+    def _finish(self, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
+        normed_BLD = self.parts[_key(piece.unit)](carry[STREAMS[piece.stack]])
+        normed_BLD = self._dropout(normed_BLD, f"{piece.stack}.norm", ctx)
+        if piece.stack == "encoder":
+            return {piece.writes: normed_BLD}
         assert self.head is not None
-        logits_BTV = self.head(normed_BLD)
+        logits_BTV = self.head(normed_BLD, ctx.work)
         if batch.targets_BT is None:
             return {"logits": logits_BTV}
-        return {"loss": self._loss(logits_BTV, batch.targets_BT, ctx, record)}
+        return {piece.writes: self._loss(logits_BTV, batch.targets_BT, ctx, record)}
 
     def _loss(self, logits_BTV: Tensor, targets_BT: Tensor, ctx: Context, record: Record) -> Tensor:
         """Sum of token losses over the step's number of targets; statistics are counted by one tp rank."""

@@ -14,7 +14,7 @@ from megaswitch.optim.adafactor_statistics import Flats, Means, Parameter, Place
 from megaswitch.optim.bucket import Bucket
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
-from megaswitch.optim.optimizer import StateTensor
+from megaswitch.optim.optimizer import Done, StateTensor, nothing
 from megaswitch.topology.topology import Topology
 
 SQUARE_EPSILON = 1e-30
@@ -47,25 +47,27 @@ class Adafactor:
         self.states = [_BucketState(bucket, config, buckets.topology) for bucket in buckets.buckets]
 
     @torch.no_grad()
-    def step(self, lr: float, count: int) -> None:
-        """Update number `count` (from 1)."""
+    def step(self, lr: float, count: int, done: Done = nothing) -> None:
+        """Update number `count` (from 1); calls `done` with each updated bucket."""
         decay = second_moment_decay(count, self.config.decay_rate)
         for state in self.states:
-            _update_means(state, decay)
+            segment = state.bucket.wide_gradient()
+            _update_means(state, segment, decay)
             for parameter in state.parameters:
-                _precondition(state, parameter, decay)
-            self._apply(state, lr)
+                _precondition(state, segment, parameter, decay)
+            self._apply(state, segment, lr)
+            done(state.bucket)
 
-    def _apply(self, state: _BucketState, lr: float) -> None:
+    def _apply(self, state: _BucketState, updates: Tensor, lr: float) -> None:
         """Clip updates and scale them by the parameters' root mean squares."""
-        sums = _sums_of_squares(state)
+        sums = _sums_of_squares(state, updates)
         for parameter in state.parameters:
             rms_2U = (parameter.sums.view(sums) / parameter.unit_elements).sqrt()
             scale_U = -lr / (rms_2U[0] / self.config.update_clip).clamp(min=1.0)
             if self.config.multiply_by_parameter_scale:
                 scale_U *= rms_2U[1].clamp(min=LEAST_SCALE)
             for piece in parameter.pieces:
-                update = parameter.by_unit(piece, state.bucket.grad_segment)
+                update = parameter.by_unit(piece, updates)
                 scaled = update * scale_U[parameter.units(piece)].unsqueeze(1)
                 parameter.by_unit(piece, state.bucket.master).add_(scaled)
 
@@ -81,12 +83,12 @@ class Adafactor:
                 yield StateTensor(f"second/{spec.name}", spec.shape, piece.box, second, primary)
 
 
-def _update_means(state: _BucketState, decay: float) -> None:
+def _update_means(state: _BucketState, segment: Tensor, decay: float) -> None:
     """Bring in this step's mean squares."""
     fresh = state.means.zeros(state.bucket.master)
     for parameter in state.parameters:
         for piece in parameter.pieces if parameter.factored else ():
-            squares = piece.view(state.bucket.grad_segment).square() + SQUARE_EPSILON
+            squares = piece.view(segment).square() + SQUARE_EPSILON
             for means in parameter.factored or ():
                 length = parameter.entry.spec.shape[means.over]
                 means.place.view(fresh)[means.of(piece)] += squares.sum(means.over) / length
@@ -95,9 +97,8 @@ def _update_means(state: _BucketState, decay: float) -> None:
         running.lerp_(fresh[axes], 1.0 - decay)
 
 
-def _precondition(state: _BucketState, parameter: Parameter, decay: float) -> None:
+def _precondition(state: _BucketState, segment: Tensor, parameter: Parameter, decay: float) -> None:
     """Replace a parameter's gradient pieces by updates before clipping."""
-    segment = state.bucket.grad_segment
     if parameter.factored is None:
         for piece in parameter.pieces:
             grad, second = piece.view(segment), state.second[piece]
@@ -115,14 +116,14 @@ def _precondition(state: _BucketState, parameter: Parameter, decay: float) -> No
         grad.mul_(col_factor[cols.of(piece)].unsqueeze(cols.over))
 
 
-def _sums_of_squares(state: _BucketState) -> Flats:
+def _sums_of_squares(state: _BucketState, updates: Tensor) -> Flats:
     """Of each unit's update and parameter, over all ranks that hold a part of it."""
     bucket = state.bucket
     sums = state.sums.zeros(bucket.master)
     for parameter in state.parameters:
         sums_2U = parameter.sums.view(sums)
         for piece in parameter.pieces:
-            for of_one_U, flat in zip(sums_2U, (bucket.grad_segment, bucket.master), strict=True):
+            for of_one_U, flat in zip(sums_2U, (updates, bucket.master), strict=True):
                 of_one_U[parameter.units(piece)] += parameter.by_unit(piece, flat).square().sum(1)
     state.sums.sum_(sums)
     return sums

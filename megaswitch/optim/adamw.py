@@ -7,25 +7,28 @@ from torch.optim.adamw import adamw
 
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
-from megaswitch.optim.optimizer import StateTensor
+from megaswitch.optim.optimizer import Done, StateTensor, nothing
 
 
 class AdamW:
-    """Adam with decoupled weight decay; moments are as wide as the masters and cut like them."""
+    """Adam with decoupled weight decay; moments are cut like the masters, and as wide unless `optim.moment_dtype` makes
+    them bfloat16 between steps."""
 
     def __init__(self, buckets: Buckets, config: OptimConfig) -> None:
         self.buckets, self.config = buckets, config
-        self.first = [torch.zeros_like(b.master) for b in buckets.buckets]
-        self.second = [torch.zeros_like(b.master) for b in buckets.buckets]
+        narrow = torch.bfloat16 if config.moment_dtype == "bfloat16" else None
+        self.first = [torch.zeros_like(b.master, dtype=narrow) for b in buckets.buckets]
+        self.second = [torch.zeros_like(b.master, dtype=narrow) for b in buckets.buckets]
 
     @torch.no_grad()
-    def step(self, lr: float, count: int) -> None:
-        """Update number `count` (from 1)."""
+    def step(self, lr: float, count: int, done: Done = nothing) -> None:
+        """Update number `count` (from 1); calls `done` with each updated bucket."""
         config = self.config
-        for bucket, first, second in zip(self.buckets.buckets, self.first, self.second, strict=True):
+        for bucket, *moments in zip(self.buckets.buckets, self.first, self.second, strict=True):
+            first, second = (moment.to(bucket.master.dtype) for moment in moments)
             adamw(
                 [bucket.master],
-                [bucket.grad_segment],
+                [bucket.wide_gradient()],
                 [first],
                 [second],
                 [],
@@ -39,6 +42,10 @@ class AdamW:
                 eps=config.eps,
                 maximize=False,
             )
+            for moment, wide in zip(moments, (first, second), strict=True):
+                if moment.dtype != wide.dtype:
+                    moment.copy_(wide)
+            done(bucket)
 
     def state(self) -> Iterator[StateTensor]:
         """Both moments, cut like the masters."""

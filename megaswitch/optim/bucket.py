@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from megaswitch.comm.collectives import all_gather, all_reduce_, reduce_scatter
+from megaswitch.comm.collectives import (
+    Pending,
+    all_reduce_,
+    start_all_gather,
+    start_all_reduce_,
+    start_reduce_scatter,
+)
 from megaswitch.params.boxes import Box, boxes
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.grid import AxisName
@@ -85,11 +91,32 @@ class Axes:
         return self.speaks and (self.divided or self.data.first)
 
 
+@dataclass(frozen=True)
+class Types:
+    """Types of a bucket's storage: weights as layers find them, gradients as they are added and summed over ranks,
+    and masters, which the optimizer updates. Where weights are of the masters' type they are the masters."""
+
+    weights: torch.dtype
+    grads: torch.dtype
+    master: torch.dtype
+
+
+def types_for(compute: torch.dtype, *, narrow_grads: bool = False, masters_only: bool = False) -> Types:
+    """Storage for a compute type: all else at least float32, unless gradients are to be bfloat16 (`narrow_grads`) or
+    the masters the only copy of the weights, cast where they are used (`masters_only`)."""
+    wide = at_least_float32(compute)
+    return Types(wide if masters_only else compute, torch.bfloat16 if narrow_grads else wide, wide)
+
+
 class Bucket:
-    """Flat storage of parameters (compute type) and gradients (at least float32), cut into equal segments."""
+    """Flat storage of parameters and gradients, cut into equal segments.
+
+    Gradients are reduced once nothing more is added to them, while other work goes on, and updated weights are
+    gathered while the optimizer and the next step's forward go on.
+    """
 
     def __init__(
-        self, kind: Kind, entries: Sequence[Entry], axes: Axes, dtype: torch.dtype, device: torch.device
+        self, kind: Kind, entries: Sequence[Entry], axes: Axes, types: Types, device: torch.device
     ) -> None:
         self.kind, self.entries, self.axes = kind, tuple(entries), axes
         used = entries[-1].start + entries[-1].box.size
@@ -97,19 +124,26 @@ class Bucket:
         index = axes.data.rank if axes.divided else 0
         self.first = index * self.segment_size
         size = self.segment_size * axes.parts
-        self.weights = torch.zeros(size, dtype=dtype, device=device)
-        self.grads = torch.zeros(size, dtype=at_least_float32(dtype), device=device)
-        wide = self.grads.dtype == dtype
-        own = self.weights[self.first : self.first + self.segment_size]
-        self.master = own if wide else own.to(self.grads.dtype)
-        self.grad_segment = self.grads[self.first : self.first + self.segment_size]
+        self.weights = torch.zeros(size, dtype=types.weights, device=device)
+        self.grads = torch.zeros(size, dtype=types.grads, device=device)
+        own = self._own(self.weights)
+        self.master = own if types.weights == types.master else own.to(types.master)
+        self.grad_segment = self._own(self.grads)
         self.params = {entry.spec.name: self._parameter(entry) for entry in entries}
         self.pieces = self._pieces()
+        self._growing = set(self.params)
+        self._reducing: Pending | None = None
+        self._gathering: Pending | None = None
+
+    def _own(self, flat: Tensor) -> Tensor:
+        """This rank's segment of a flat tensor."""
+        return flat[self.first : self.first + self.segment_size]
 
     def _parameter(self, entry: Entry) -> nn.Parameter:
         run = slice(entry.start, entry.start + entry.box.size)
         parameter = nn.Parameter(self.weights[run].view(entry.box.shape))
         main_grad = self.grads[run].view(entry.box.shape)
+        parameter.main_grad = main_grad  # type: ignore[attr-defined]  # for layers that add products into it
         if main_grad.dtype == parameter.dtype:
             parameter.grad = main_grad  # autograd adds into it in place
         else:
@@ -128,31 +162,58 @@ class Bucket:
                 at += box.size
         return pieces
 
+    def zero_grad(self) -> None:
+        """Forget all gradients: a step begins."""
+        self.grads.zero_()
+        self._growing, self._reducing = set(self.params), None
+
+    def gradient_done(self, name: str) -> None:
+        """Nothing more will be added to this parameter's gradient; with the last one the reduction begins."""
+        self._growing.discard(name)
+        if not self._growing:
+            self._begin_reduce()
+
+    def _begin_reduce(self) -> Pending:
+        if self._reducing is None:
+            start = start_reduce_scatter if self.axes.divided else start_all_reduce_
+            self._reducing = start(self.grads, self.axes.data)
+        return self._reducing
+
     def reduce(self) -> None:
         """Sum gradients over all ranks that have a part; `grad_segment` becomes this rank's segment of the sum."""
-        if self.axes.divided:
-            self.grad_segment = reduce_scatter(self.grads, self.axes.data)
-        else:
-            self.grad_segment = all_reduce_(self.grads, self.axes.data)
+        self.grad_segment = self._begin_reduce().wait()
         for axis in self.axes.sums:
             all_reduce_(self.grad_segment, axis)
 
+    def wide_gradient(self) -> Tensor:
+        """This rank's segment of the gradient in the masters' type: itself, or a copy where it is narrower."""
+        return self.grad_segment.to(self.master.dtype)
+
     def pull_master(self) -> None:
         """Take the masters from the weights (after initialisation)."""
-        own = self.weights[self.first : self.first + self.segment_size]
+        own = self._own(self.weights)
         if self.master.data_ptr() != own.data_ptr():
             self.master.copy_(own)
 
-    def publish(self) -> None:
-        """Bring the masters of all segments into the weights of all ranks."""
-        own = self.weights[self.first : self.first + self.segment_size]
-        if self.master.data_ptr() != own.data_ptr():
+    def begin_publish(self) -> None:
+        """Begin to bring the masters of all segments into the weights of all ranks."""
+        own = self._own(self.weights)
+        separate = self.master.data_ptr() != own.data_ptr()
+        if self.axes.divided:
+            part = self.master.to(own.dtype) if separate else own.clone()
+            self._gathering = start_all_gather(part, self.axes.data, out=self.weights)
+        elif separate:
             own.copy_(self.master)
-        if self.axes.divided and self.axes.data.size > 1:
-            self.weights.copy_(all_gather(own.clone(), self.axes.data))
+
+    def await_weights(self) -> None:
+        """Return when all weights are there."""
+        if self._gathering is not None:
+            self._gathering.wait()
+            self._gathering = None
 
 
 def _move_grad(parameter: Tensor, main_grad: Tensor) -> None:
-    assert parameter.grad is not None
-    main_grad.add_(parameter.grad)
-    parameter.grad = None
+    """Called also where a layer has added the gradient itself and left none to autograd."""
+    if parameter.grad is not None:
+        main_grad.add_(parameter.grad)
+        parameter.grad = None

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import nn
 
-from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind, Piece
+from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind, Piece, types_for
 from megaswitch.params.derive import cut_axes, local_box, partial_axes, replicated_axes
 from megaswitch.params.init import initialise_
 from megaswitch.params.spec import ParamSpec
@@ -57,10 +57,11 @@ def _batches(specs: Iterable[ParamSpec], topology: Topology, limit: int) -> Iter
 
 
 def _by_kind(specs: Mapping[str, ParamSpec], owners: Owners, topology: Topology) -> dict[Kind, list[ParamSpec]]:
-    """Parameters by kind. What several pipeline ranks share comes first, and in the order of names: their stages
-    list it in different orders, but they must cut and reduce it alike."""
+    """Parameters by kind, in the order in which they are used. What several pipeline ranks share comes first, and in
+    the order of names: their stages list it in different orders, but they must cut and reduce it alike."""
     kinds: dict[Kind, list[ParamSpec]] = {}
-    for name in sorted(specs, key=lambda name: (len(owners[name]) == 1, owners[name], name)):
+    shared = sorted((name for name in specs if len(owners[name]) > 1), key=lambda name: (owners[name], name))
+    for name in [*shared, *(name for name in specs if len(owners[name]) == 1)]:
         kinds.setdefault(_kind(specs[name], topology, owners[name]), []).append(specs[name])
     return kinds
 
@@ -76,19 +77,24 @@ class Buckets:
         dtype: torch.dtype,
         *,
         zero: bool = True,
+        narrow_grads: bool = False,
+        masters_only: bool = False,
         bucket_elements: int = 1 << 25,
         timeout: timedelta | None = None,
     ) -> None:
+        """`dtype` is the compute type; see `types_for` for what follows from it."""
+        types = types_for(dtype, narrow_grads=narrow_grads, masters_only=masters_only)
         kinds = _by_kind(specs, owners, topology)
         shared = sorted({kind.owners for kind in kinds if kind.owners})
         self.peers = {ranks: topology.pipeline_peers(ranks, timeout) for ranks in shared}
         self.topology, self.specs = topology, dict(specs)
         self.buckets = [
-            Bucket(kind, _entries(run, topology), self._axes(kind, zero), dtype, topology.device)
+            Bucket(kind, _entries(run, topology), self._axes(kind, zero), types, topology.device)
             for kind, members in kinds.items()
             for run in _batches(members, topology, bucket_elements)
         ]
         self.params: dict[str, nn.Parameter] = {n: p for b in self.buckets for n, p in b.params.items()}
+        self._bucket_of = {name: bucket for bucket in self.buckets for name in bucket.params}
 
     def _axes(self, kind: Kind, zero: bool) -> Axes:
         topology = self.topology
@@ -112,7 +118,16 @@ class Buckets:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for bucket in self.buckets:
-            bucket.grads.zero_()
+            bucket.zero_grad()
+
+    def gradient_done(self, name: str) -> None:
+        """Nothing more will be added to a parameter's gradient in this step; full buckets begin their reduction."""
+        self._bucket_of[name].gradient_done(name)
+
+    def await_weights(self, names: Iterable[str]) -> None:
+        """Return when these parameters hold the weights of the last update."""
+        for name in names:
+            self._bucket_of[name].await_weights()
 
     def reduce(self) -> None:
         """Sum all gradients; each rank keeps its segments of the sums."""
@@ -122,7 +137,8 @@ class Buckets:
     def publish(self) -> None:
         """Bring updated masters into the weights of all ranks."""
         for bucket in self.buckets:
-            bucket.publish()
+            bucket.begin_publish()
+        self.await_weights(self.params)
 
     def pieces(self) -> Iterator[tuple[Bucket, Piece]]:
         """Every piece of every segment of this rank."""

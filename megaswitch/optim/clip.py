@@ -10,11 +10,11 @@ from megaswitch.optim.buckets import Buckets
 @torch.no_grad()
 def gradient_norm(buckets: Buckets) -> Tensor:
     """Euclidean norm over all parameters of the model, from the reduced segments; a scalar, equal on all ranks."""
-    first = buckets.buckets[0].grads
+    first = buckets.buckets[0].master
     total = torch.zeros((), dtype=first.dtype, device=first.device)
     for bucket in buckets.buckets:
         if bucket.axes.primary:
-            total += bucket.grad_segment.square().sum()
+            total += bucket.wide_gradient().square().sum()
     return all_reduce_(total, buckets.topology.world).sqrt_()
 
 

@@ -28,6 +28,11 @@ class OptimConfig:
         beta2: AdamW's second-moment decay.
         eps: AdamW's epsilon.
         weight_decay: AdamW's decay of matrices (norms and biases do not decay).
+        grad_dtype: type in which gradients are added up and summed over ranks: "float32" (at least), or "bfloat16"
+            for half the memory and traffic.
+        moment_dtype: type of AdamW's moments between steps: "float32" (at least) or "bfloat16".
+        master: "separate": weights in train.dtype beside masters in at least float32; "only": the masters alone,
+            cast where they are used (less memory; twice the all-gather's bytes in bfloat16).
         zero: whether masters and moments are divided over the data-parallel ranks (ZeRO-1).
         bucket_elements: elements of one gradient bucket.
     """
@@ -46,6 +51,9 @@ class OptimConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    master: Literal["separate", "only"] = "separate"
     zero: bool = True
     bucket_elements: int = 1 << 25
 

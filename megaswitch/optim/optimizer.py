@@ -1,11 +1,12 @@
 """What every optimizer is to the training step and to checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from megaswitch.optim.bucket import Bucket
 from megaswitch.optim.buckets import Buckets
 from megaswitch.params.boxes import Box
 
@@ -24,11 +25,19 @@ class StateTensor:
     primary: bool
 
 
+Done = Callable[[Bucket], None]
+
+
+def nothing(bucket: Bucket) -> None:
+    """Nothing is done with an updated bucket."""
+
+
 class Optimizer(Protocol):
     """Updates the masters of all buckets from their gradient segments."""
 
-    def step(self, lr: float, count: int) -> None:
-        """Update number `count` (from 1); overwrites the gradient segments."""
+    def step(self, lr: float, count: int, done: Done = nothing) -> None:
+        """Update number `count` (from 1); calls `done` with each bucket whose masters are updated; may overwrite the
+        gradient segments."""
         ...
 
     def state(self) -> Iterator[StateTensor]:

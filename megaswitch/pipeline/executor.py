@@ -3,56 +3,80 @@
 B sequences of a micro-batch, L this rank's part of the tokens, D d_model.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megaswitch.comm.p2p import Mailbox
+from megaswitch.comm.p2p import Letter, Mailbox
 from megaswitch.layers.context import Context
+from megaswitch.layers.weight_work import WeightWork, Work
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.micro_batch import MicroBatch, padded_length
+from megaswitch.model.pieces import Piece
 from megaswitch.model.record import Record
 from megaswitch.model.stage import Carry, Stage, carried_after
 from megaswitch.model.units import Unit
-from megaswitch.pipeline.schedule import Action, Kind
+from megaswitch.pipeline.actions import Action, Kind
+from megaswitch.pipeline.tape import Tape
+from megaswitch.topology.placement import place_of, stage_of
 from megaswitch.topology.topology import Topology
 
 _SLOTS = ("x", "memory", "y")
+Letters = Mapping[str, Letter]
 
 
-@dataclass
-class _Live:
-    """What a forward leaves for its backward."""
+class Storage(Protocol):
+    """Where weights come from and gradients go (the optimizer's buckets)."""
 
-    inputs: Carry
-    outputs: Carry
+    def await_weights(self, names: Iterable[str]) -> None:
+        """Return when these parameters hold the weights of the last update."""
+        ...
+
+    def gradient_done(self, name: str) -> None:
+        """Nothing more will be added to this parameter's gradient in this step."""
+        ...
 
 
 @dataclass
 class _Run:
-    """One step's work in progress."""
+    """One step's work in progress, by (micro-batch, chunk) where it is of a pass."""
 
     batches: Sequence[MicroBatch]
     contexts: Sequence[Context]
     record: Record
     train: bool
-    live: dict[tuple[int, int], _Live] = field(default_factory=dict)
+    uses: Counter[str]
+    """Backward passes of pieces that use a parameter and are still to come."""
+    tapes: dict[tuple[int, int], Tape] = field(default_factory=dict)
+    put_off: dict[tuple[int, int], list[tuple[Piece, list[Work]]]] = field(default_factory=dict)
     loss: Tensor | None = None
 
 
 class Executor:
-    """This rank's chunks of the pipeline, stage s being chunk s // pp of rank s % pp."""
+    """This rank's chunks of the pipeline."""
 
     def __init__(
-        self, config: ModelConfig, chunks: Sequence[Stage], cuts: Sequence[Sequence[Unit]], topology: Topology
+        self,
+        config: ModelConfig,
+        chunks: Sequence[Stage],
+        cuts: Sequence[Sequence[Unit]],
+        topology: Topology,
+        storage: Storage,
+        mailbox: Mailbox,
+        *,
+        v_placement: bool = False,
     ) -> None:
         """`cuts` are the units of every stage of the model, `chunks` this rank's stages in order."""
         self.config, self.chunks, self.topology = config, list(chunks), topology
+        self.storage, self.mailbox, self.v_placement = storage, mailbox, v_placement
         self.num_stages = len(cuts)
         self.carried = [carried_after(None), *(carried_after(units[-1]) for units in cuts)]
-        self.mailbox = Mailbox(topology.pp)
+        self.work = WeightWork(eager=topology.tp.size == topology.ep.size == 1)
+        """Weight gradients of the passes under way, for their contexts."""
 
     def run(
         self,
@@ -64,63 +88,104 @@ class Executor:
         train: bool,
     ) -> Tensor | None:
         """Do the actions in order; gradients are added to the parameters. Returns this rank's share of the
-        objective without auxiliary losses (None where no chunk holds the head)."""
-        run = _Run(batches, contexts, record, train)
+        objective without auxiliary losses (None where no chunk holds the head).
+
+        What the next pass receives is asked for before a pass is done, and waited for where it is used.
+        """
+        uses = Counter(name for chunk in self.chunks for piece in chunk.pieces for name in piece.params)
+        run = _Run(batches, contexts, record, train, Counter({n: k * len(batches) for n, k in uses.items()}))
+        passes = iter([action for action in schedule if action.kind is not Kind.WEIGHT])
+        coming = self._expect(run, next(passes, None))
         for action in schedule:
+            if action.kind is Kind.WEIGHT:
+                self._weights(run, action)
+                continue
+            letters, coming = coming, self._expect(run, next(passes, None))
             if action.kind is Kind.FORWARD:
-                self._forward(run, action)
+                self._forward(run, action, letters)
             else:
-                self._backward(run, action)
+                self._backward(run, action, letters)
         self.mailbox.flush()
-        assert not run.live or not train, "a schedule left activations without a backward"
+        assert not run.tapes and not run.put_off, "a schedule left activations without a backward"
         return run.loss
 
     def _stage(self, chunk: int) -> int:
-        return chunk * self.topology.pp.size + self.topology.pp.rank
+        return stage_of(self.v_placement, self.topology.pp.size, self.topology.pp.rank, chunk)
 
-    def _forward(self, run: _Run, action: Action) -> None:
-        stage, batch = self._stage(action.chunk), run.batches[action.microbatch]
-        inputs = {name: self._receive(name, batch, action, stage, forward=True) for name in self.carried[stage]}
-        with torch.set_grad_enabled(run.train):
-            inputs = {name: tensor.requires_grad_(run.train) for name, tensor in inputs.items()}
-            outputs = self.chunks[action.chunk](inputs, batch, run.contexts[action.microbatch], run.record)
+    def _forward(self, run: _Run, action: Action, letters: Letters) -> None:
+        stage, chunk = self._stage(action.chunk), self.chunks[action.chunk]
+        batch, ctx = run.batches[action.microbatch], run.contexts[action.microbatch]
+        tape, carry = Tape(), {name: letter.wait() for name, letter in letters.items()}
+        for piece in chunk.pieces:
+            self.storage.await_weights(piece.params)
+            if run.train:
+                carry = tape.forward(chunk, piece, carry, batch, ctx, run.record)
+            else:
+                with torch.no_grad():
+                    carry = {**carry, **chunk.run(piece, carry, batch, ctx, run.record)}
         if run.train:
-            run.live[action.microbatch, action.chunk] = _Live(inputs, outputs)
+            run.tapes[action.microbatch, action.chunk] = tape
         if stage == self.num_stages - 1:
-            loss = outputs["loss"].detach()
-            run.loss = loss if run.loss is None else run.loss + loss
+            run.loss = carry["loss"] if run.loss is None else run.loss + carry["loss"]
             return
         for name in self.carried[stage + 1]:
-            self._send(name, outputs[name], action, stage, forward=True)
+            self._send(name, carry[name], action, stage, forward=True)
 
-    def _backward(self, run: _Run, action: Action) -> None:
-        stage, batch = self._stage(action.chunk), run.batches[action.microbatch]
-        live = run.live.pop((action.microbatch, action.chunk))
-        if stage == self.num_stages - 1:
-            torch.autograd.backward([live.outputs["loss"]])
-        else:
-            names = self.carried[stage + 1]
-            grads = [self._receive(name, batch, action, stage, forward=False) for name in names]
-            torch.autograd.backward([live.outputs[name] for name in names], grads)
-        for name, tensor in live.inputs.items():
-            assert tensor.grad is not None
-            self._send(name, tensor.grad, action, stage, forward=False)
+    def _backward(self, run: _Run, action: Action, letters: Letters) -> None:
+        """Gradients of a pass; those of the weights are put off when only the inputs' are asked for."""
+        stage, key = self._stage(action.chunk), (action.microbatch, action.chunk)
+        self.work.held_back = action.kind is Kind.INPUT
+        grads: Carry = {}
+        for piece in run.tapes.pop(key).backward(letters, grads):
+            if self.work.held_back:
+                run.put_off.setdefault(key, []).append((piece, self.work.take()))
+            else:
+                self._finish(run, piece, self.work.take())
+        for name in self.carried[stage]:
+            self._send(name, grads[name], action, stage, forward=False)
+
+    def _weights(self, run: _Run, action: Action) -> None:
+        """Do what a backward of the inputs has put off."""
+        for piece, works in run.put_off.pop((action.microbatch, action.chunk)):
+            self._finish(run, piece, works)
+
+    def _finish(self, run: _Run, piece: Piece, works: Sequence[Work]) -> None:
+        """Compute a piece's weight gradients, and tell which parameters' are then complete."""
+        for work in works:
+            work()
+        for name in piece.params:
+            run.uses[name] -= 1
+            if not run.uses[name]:
+                self.storage.gradient_done(name)
 
     def _tag(self, name: str, microbatch: int, border: int, forward: bool) -> int:
-        """Unique for a tensor on the border before a stage."""
+        """Unique for a tensor on the border before a stage; even for gradients, odd for activations."""
         number = (microbatch * self.num_stages + border) * len(_SLOTS) + _SLOTS.index(name)
         return 2 * number + forward
 
+    def _place(self, stage: int) -> int:
+        """The pipeline rank of a stage."""
+        return place_of(self.v_placement, self.topology.pp.size, stage)[0]
+
     def _send(self, name: str, tensor: Tensor, action: Action, stage: int, *, forward: bool) -> None:
         to, border = (stage + 1, stage + 1) if forward else (stage - 1, stage)
-        self.mailbox.send(tensor, to % self.topology.pp.size, self._tag(name, action.microbatch, border, forward))
+        self.mailbox.send(tensor, self._place(to), self._tag(name, action.microbatch, border, forward))
 
-    def _receive(self, name: str, batch: MicroBatch, action: Action, stage: int, *, forward: bool) -> Tensor:
+    def _expect(self, run: _Run, action: Action | None) -> Letters:
+        """What a pass takes from other ranks."""
+        if action is None:
+            return {}
+        stage, forward = self._stage(action.chunk), action.kind is Kind.FORWARD
+        last = stage == self.num_stages - 1
+        if last and not forward:
+            return {}
         source, border = (stage - 1, stage) if forward else (stage + 1, stage + 1)
-        tag = self._tag(name, action.microbatch, border, forward)
-        shape, chunk = self._shape(name, batch), self.chunks[action.chunk]
-        device = batch.samples_B.device
-        return self.mailbox.receive(shape, chunk.dtype, device, source % self.topology.pp.size, tag)
+        batch, dtype = run.batches[action.microbatch], self.chunks[action.chunk].dtype
+        letters = {}
+        for name in self.carried[border]:
+            tag, shape = self._tag(name, action.microbatch, border, forward), self._shape(name, batch)
+            letters[name] = self.mailbox.expect(shape, dtype, batch.samples_B.device, self._place(source), tag)
+        return letters
 
     def _shape(self, name: str, batch: MicroBatch) -> tuple[int, int, int]:
         """[B, L, D] of a carried tensor: known, never probed."""

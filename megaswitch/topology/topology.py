@@ -59,6 +59,18 @@ def make_axis(name: str, ranks: Sequence[int], rank: int, timeout: timedelta | N
     return Axis(name, ranks.index(rank), ranks, group)
 
 
+def make_channels(axis: Axis, count: int, timeout: timedelta | None = None) -> list[dist.ProcessGroup | None]:
+    """Further groups over an axis's ranks for one-way transfers, on NCCL, where a receive holds up what is sent after
+    it in the same group; elsewhere None, which stands for the axis's own group."""
+    if axis.size == 1 or dist.get_backend(axis.group) != "nccl":
+        return [None] * count
+    ranks = list(axis.ranks)
+    return [
+        dist.new_group(ranks, timeout=timeout, use_local_synchronization=True, group_desc=f"{axis.name} channel {i}")
+        for i in range(count)
+    ]
+
+
 @dataclass(frozen=True)
 class Topology:
     """This process's place in the grid: one axis of each name, and the whole world as an axis."""

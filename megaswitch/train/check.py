@@ -60,6 +60,9 @@ def _sharding(config: RunConfig) -> Iterator[Problem]:
         yield Problem("layout.tp", f"is larger than model.vocab_size = {model.vocab_size}", "choose a smaller tp")
     if layout.ep > 1 and model.num_experts == 0:
         yield Problem("layout.ep", f"is {layout.ep}, but the model has no experts", "set layout.ep=1")
+    if layout.dispatch == "padded" and None in (model.capacity_factor, model.eval_capacity_factor):
+        remedy = "set model.capacity_factor and model.eval_capacity_factor, or layout.dispatch=variable"
+        yield Problem("layout.dispatch", "is padded, but nothing limits an expert's slots", remedy)
 
 
 def _batches(config: RunConfig, world: int) -> Iterator[Problem]:

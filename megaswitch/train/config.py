@@ -23,6 +23,7 @@ class TrainConfig:
         dtype: of weights and activations; "auto" is bfloat16 on a GPU and float32 on a CPU.
         recompute: activations computed again in the backward: "none", "selective" (attention core and hidden
             units) or "full" (each block).
+        decoder_recompute: the same for the decoder; null: as in the encoder.
         objective: what is learned; span corruption is the only one.
     """
 
@@ -33,6 +34,7 @@ class TrainConfig:
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
+    decoder_recompute: Literal["none", "selective", "full"] | None = None
     objective: Literal["span_corruption"] = "span_corruption"
 
 

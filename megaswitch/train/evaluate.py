@@ -39,7 +39,7 @@ def evaluate(system: System, source: FiniteSource) -> Evaluation:
     """Pass over the validation set (or its first `eval.batches` global batches)."""
     config, layout = system.config, system.config.layout
     record = Record(config.model, system.topology.device)
-    schedule = forward_only(layout.pp, layout.num_chunks, system.num_microbatches)
+    schedule = forward_only(layout.pp, layout.num_chunks, system.num_microbatches, v=layout.v_placement)
     count = num_batches(system, source)
     for i in range(count):
         sequences = read(system, source, i * config.train.global_batch)

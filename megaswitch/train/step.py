@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-import torch
-
 from megaswitch.model.micro_batch import Sequences
 from megaswitch.model.record import Record, StepRecord
+from megaswitch.optim.bucket import Bucket
 from megaswitch.optim.clip import clip_, gradient_norm
 from megaswitch.optim.schedule import learning_rate
 from megaswitch.pipeline.schedule import make_schedule
@@ -70,7 +69,5 @@ def train_step(system: System, sequences: Sequence[Sequences], step: int, *, sto
         )
     clip_(system.buckets, norm, config.optim.clip)
     lr = learning_rate(config.optim, step, config.train.steps)
-    system.optimizer.step(lr, step + 1)
-    with torch.no_grad():
-        system.buckets.publish()
+    system.optimizer.step(lr, step + 1, Bucket.begin_publish)
     return StepResult(loss, record, grad_norm, lr)

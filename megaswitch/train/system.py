@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 
+from megaswitch.comm.p2p import CHANNELS, Mailbox
 from megaswitch.model.stage import Stage
 from megaswitch.model.units import Unit, cut_stages, param_specs
 from megaswitch.optim.buckets import Buckets
@@ -13,8 +14,9 @@ from megaswitch.optim.make import make_optimizer
 from megaswitch.optim.optimizer import Optimizer
 from megaswitch.pipeline.executor import Executor
 from megaswitch.topology.grid import make_grid
+from megaswitch.topology.placement import place_of, stage_of
 from megaswitch.topology.start import Place
-from megaswitch.topology.topology import Topology, make_topology
+from megaswitch.topology.topology import Topology, make_channels, make_topology
 from megaswitch.train.config import RunConfig
 from megaswitch.train.router_check import precision_problems
 from megaswitch.utils.problem import refuse
@@ -55,7 +57,7 @@ def owners_of(config: RunConfig, cuts: Sequence[Sequence[Unit]]) -> Mapping[str,
     owners: dict[str, set[int]] = {}
     for stage, units in enumerate(cuts):
         for name in param_specs(config.model, units):
-            owners.setdefault(name, set()).add(stage % config.layout.pp)
+            owners.setdefault(name, set()).add(place_of(config.layout.v_placement, config.layout.pp, stage)[0])
     return {name: tuple(sorted(ranks)) for name, ranks in owners.items()}
 
 
@@ -72,18 +74,22 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
         timeout=timeout,
     )
     cuts = cut_stages(config.model, config.layout)
-    own = [cuts[c * config.layout.pp + topology.pp.rank] for c in range(config.layout.num_chunks)]
+    layout, pp = config.layout, topology.pp
+    own = [cuts[stage_of(layout.v_placement, pp.size, pp.rank, chunk)] for chunk in range(layout.num_chunks)]
     buckets = Buckets(
         param_specs(config.model, [unit for units in own for unit in units]),
         owners_of(config, cuts),
         topology,
         dtype,
         zero=config.optim.zero,
+        narrow_grads=config.optim.grad_dtype == "bfloat16",
+        masters_only=config.optim.master == "only",
         bucket_elements=config.optim.bucket_elements,
         timeout=timeout,
     )
     if initialise:
         buckets.initialise(config.train.seed)
-    chunks = [Stage(config.model, units, buckets.params, topology, first_sentinel) for units in own]
-    executor = Executor(config.model, chunks, cuts, topology)
+    chunks = [Stage(config.model, units, buckets.params, topology, first_sentinel, dtype) for units in own]
+    mailbox = Mailbox(pp, make_channels(pp, CHANNELS, timeout))
+    executor = Executor(config.model, chunks, cuts, topology, buckets, mailbox, v_placement=layout.v_placement)
     return System(config, topology, buckets, executor, make_optimizer(buckets, config.optim))

@@ -14,7 +14,7 @@ def mailbox_here(*ranks: int) -> Mailbox:
 
 
 def take(box: Mailbox, source: int, tag: int) -> float:
-    return box.receive((1,), torch.float64, CPU, source, tag).item()
+    return box.expect((1,), torch.float64, CPU, source, tag).wait().item()
 
 
 def letter(value: float) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_sends_never_wait(world):
         box, n = mailbox_here(), dist.get_world_size()
         for to in range(n):
             box.send(torch.full((large,), float(box.axis.rank)), to, tag=5)
-        found = [box.receive((large,), torch.float32, CPU, source, 5).unique().tolist() for source in range(n)]
+        found = [box.expect((large,), torch.float32, CPU, source, 5).wait().unique().tolist() for source in range(n)]
         box.flush()
         return found
 
@@ -59,8 +59,8 @@ def test_shapes_types_and_views(world):
             box.send(x.to(torch.bfloat16).requires_grad_(), 1, 1)
             box.flush()
             return True
-        view = box.receive((4, 3), torch.int64, CPU, 0, 0)
-        narrow = box.receive((3, 4), torch.bfloat16, CPU, 0, 1)
+        view = box.expect((4, 3), torch.int64, CPU, 0, 0).wait()
+        narrow = box.expect((3, 4), torch.bfloat16, CPU, 0, 1).wait()
         return torch.equal(view, x.t()) and torch.equal(narrow, x.to(torch.bfloat16)) and not narrow.requires_grad
 
     assert world(2, work) == [True, True]

@@ -1,11 +1,13 @@
-"""Tokens to experts and back against a loop over tokens, however the experts are divided."""
+"""Tokens to experts and back against a loop over tokens, however the experts are divided and the tokens sent."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megaswitch.layers.moe.dispatch import from_experts, make_route, to_experts
+from megaswitch.layers.moe.dispatch import make_route
+from megaswitch.layers.moe.padded import make_padded_route
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.topology.topology import make_axis
 
 EXPERTS, TOKENS, WIDTH = 8, 13, 3
@@ -49,7 +51,8 @@ def by_loop(x_TD: Tensor, w_ED: Tensor, index_T: Tensor, kept_T: Tensor) -> Tens
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_round_trip_with_gradients(world, n, case):
+@pytest.mark.parametrize("padded", [False, True])
+def test_round_trip_with_gradients(world, n, case, padded):
     w_ED = number(EXPERTS, WIDTH).requires_grad_()
     xs = [number(TOKENS, WIDTH, seed=1 + r).requires_grad_() for r in range(n)]
     weights = [number(TOKENS, WIDTH, seed=50 + r) for r in range(n)]
@@ -62,19 +65,24 @@ def test_round_trip_with_gradients(world, n, case):
         axis = make_axis("ep", range(n), dist.get_rank())
         own_w = w_ED.detach().chunk(n)[axis.rank].clone().requires_grad_()
         x = xs[axis.rank].detach().clone().requires_grad_()
-        route = make_route(*choices[axis.rank], EXPERTS, axis)
-        rows = to_experts(x, route)
+        index, kept = choices[axis.rank]
+        if padded:
+            route = make_padded_route(index, kept, EXPERTS, TOKENS, axis)
+        else:
+            route = make_route(index, kept, EXPERTS, axis)
+        rows = route.by_expert(route.send(x, WeightWork()).wait())
         expert_of_row = torch.arange(len(own_w)).repeat_interleave(torch.tensor(route.counts))
-        y = from_experts(rows * own_w[expert_of_row], route, TOKENS)
+        y = route.home(rows * own_w[expert_of_row], TOKENS, WeightWork())
         (y * weights[axis.rank]).sum().backward()
-        return y.detach(), route.counts, sum(route.send), x.grad, own_w.grad
+        return y.detach(), route.counts, None if padded else sum(route.sent), x.grad, own_w.grad
 
     ranks = world(n, work)
     for rank, (y, _, sent, grad, _) in enumerate(ranks):
         assert torch.equal(y, expected[rank].detach())
-        assert sent == int(choices[rank][1].sum()), "what is dropped must not travel"
+        assert padded or sent == int(choices[rank][1].sum()), "what is dropped must not travel"
         assert torch.equal(grad, xs[rank].grad)
-    assert [c for _, counts, *_ in ranks for c in counts] == total_E.tolist()
+    rows = [n * TOKENS] * EXPERTS if padded else total_E.tolist()
+    assert [c for _, counts, *_ in ranks for c in counts] == rows
     difference = (torch.cat([grad for *_, grad in ranks]) - w_ED.grad).abs().max()
     assert difference <= 1e-14 * w_ED.grad.abs().max()
 
@@ -87,6 +95,21 @@ def test_rows_of_an_expert_come_by_rank_and_in_token_order(world):
         index = torch.tensor([3, 0, 3, 1])
         name = torch.arange(4.0).unsqueeze(1) + 10 * axis.rank
         route = make_route(index, torch.ones(4, dtype=torch.bool), 4, axis)
-        return to_experts(name, route).flatten().tolist(), route.counts
+        return route.by_expert(route.send(name, WeightWork()).wait()).flatten().tolist(), route.counts
 
     assert world(2, work) == [([1.0, 11.0, 3.0, 13.0], [2, 2]), ([0.0, 2.0, 10.0, 12.0], [0, 4])]
+
+
+def test_padded_rows_are_as_many_whatever_is_routed(world):
+    """Shapes depend on nothing but the slots: an empty slot is a row of zeros at its place."""
+
+    def work():
+        axis = make_axis("ep", range(2), dist.get_rank())
+        index, kept = torch.tensor([3, 0, 3, 1]), torch.tensor([True, True, True, axis.rank == 0])
+        route = make_padded_route(index, kept, 4, 2, axis)
+        name = torch.arange(1.0, 5.0).unsqueeze(1) + 10 * axis.rank
+        return route.by_expert(route.send(name, WeightWork()).wait()).flatten().tolist(), route.counts
+
+    first, second = world(2, work)
+    assert first == ([2.0, 0.0, 12.0, 0.0, 4.0, 0.0, 0.0, 0.0], [4, 4])
+    assert second == ([0.0, 0.0, 0.0, 0.0, 1.0, 3.0, 11.0, 13.0], [4, 4])

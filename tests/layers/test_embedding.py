@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from megaswitch.layers.embedding import EMBEDDING, HEAD, Embedding, Head
 from megaswitch.layers.region import Region
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.derive import shard_range
 from megaswitch.topology.topology import Axis, make_axis
@@ -79,7 +80,7 @@ def test_head(world, n, split, tied):
         own = nn.Parameter(matrix.detach().narrow(dim, first, stop - first).clone())
         outside = x.detach().chunk(n if split else 1, 1)[axis.rank if split else 0].clone().requires_grad_()
         head = Head(config(tied), {EMBEDDING if tied else HEAD: own}, Region(axis, split and n > 1))
-        out = head(outside)
+        out = head(outside, WeightWork())
         assert head.first == first
         (out * weight[:, :, first:stop]).sum().backward()
         return out.detach(), own.grad, outside.grad
@@ -94,6 +95,6 @@ def test_logits_are_at_least_float32():
     table = nn.Parameter(number(VOCABULARY, WIDTH).bfloat16())
     head = Head(config(), {EMBEDDING: table}, Region(Axis("tp", 0, (0,)), False))
     x = number(1, 2, WIDTH).bfloat16()
-    logits = head(x)
+    logits = head(x, WeightWork())
     assert logits.dtype == torch.float32
     assert torch.equal(logits, (x.float() * WIDTH**-0.5) @ table.detach().float().t())

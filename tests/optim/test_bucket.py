@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.model.transformer import alone
-from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind
+from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind, types_for
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.make import make_optimizer
@@ -32,7 +32,7 @@ def entries_of(shapes: list[tuple[int, ...]]) -> list[Entry]:
 def bucket_of(shapes: list[tuple[int, ...]], rank: int, size: int, divided: bool = True) -> Bucket:
     """One rank's bucket; nothing is communicated."""
     axes = Axes(Axis("dp", rank, tuple(range(size))), divided, (), (), True)
-    return Bucket(KIND, entries_of(shapes), axes, torch.float64, CPU)
+    return Bucket(KIND, entries_of(shapes), axes, types_for(torch.float64), CPU)
 
 
 shapes = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=5)

@@ -14,14 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from megaswitch.comm.collectives import all_gather, all_to_all, own_part
-from megaswitch.comm.functions import concat_along, gather_along, scatter_along, split_along
+from megaswitch.comm.collectives import all_gather, own_part
+from megaswitch.comm.functions import Arriving, concat_along, gather_along, scatter_along, split_along
 from megaswitch.layers.context import Context
 from megaswitch.layers.moe.choice import Choice, encode, named_index, wanted_index
-from megaswitch.layers.moe.dispatch import Route, from_experts, make_route, to_experts
+from megaswitch.layers.moe.dispatch import Route, make_route
 from megaswitch.layers.moe.experts import FEED_FORWARD, Experts, expert_specs
 from megaswitch.layers.moe.losses import attach
 from megaswitch.layers.moe.noise import Noise
+from megaswitch.layers.moe.padded import make_padded_route
 from megaswitch.layers.moe.plan import count_choices, make_plan
 from megaswitch.layers.moe.router import Router, router_specs
 from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
@@ -42,6 +43,25 @@ class _Decided(NamedTuple):
     index_BlK: Tensor
     kept_BlK: Tensor
     tokens: Tokens
+    slots: int | None
+    """Most assignments of a rank to one expert; None where nothing is dropped."""
+
+
+class _Travelling(NamedTuple):
+    """Tokens on their way to the experts, with the random states of their hidden units where those are dropped out."""
+
+    route: Route
+    rows: Arriving
+    states: Arriving | None
+    shape: torch.Size
+    """[B, t, K]: the assignments that they come back to."""
+
+
+class _Losses(NamedTuple):
+    """Auxiliary losses with their weights, and what the layer reports."""
+
+    attached: list[tuple[Tensor, float]]
+    numbers: Tensor
 
 
 class SwitchLayer(nn.Module):
@@ -69,14 +89,17 @@ class SwitchLayer(nn.Module):
         tp, split = self.topology.tp, self.topology.sequence_parallel
         x_BlD = x_BLD if split else split_along(x_BLD, tp, 1)
         routed_Bl = own_part(routed_BL, tp, 1)
-        choice = self.router(x_BlD.flatten(0, 1), Noise(ctx, self.name, x_BlD.shape[1]))
+        choice = self.router(x_BlD.flatten(0, 1), Noise(ctx, self.name, x_BlD.shape[1]), ctx.work)
         decided = self._decide(choice, routed_Bl, ctx)
-        y_BlKD = self._through_experts(x_BlD, decided, ctx)
+        travelling = self._send(x_BlD, decided, ctx)
+        losses = self._losses(choice, decided, ctx)  # while the tokens travel
         gate_BlK = torch.where(decided.kept_BlK, choice.gate_TK.view_as(decided.kept_BlK), 0.0)
+        y_BlKD = self._through_experts(travelling, ctx)
         y_BlKD = y_BlKD * gate_BlK.to(y_BlKD.dtype).unsqueeze(-1)
         y_BlD = y_BlKD.squeeze(2) if y_BlKD.shape[2] == 1 else y_BlKD.sum(2)
-        y_BlD, numbers = self._losses(y_BlD, choice, decided, ctx)
-        return (y_BlD if split else concat_along(y_BlD, tp, 1)), numbers
+        for loss, weight in losses.attached:
+            y_BlD = attach(y_BlD, loss, weight)
+        return (y_BlD if split else concat_along(y_BlD, tp, 1)), losses.numbers
 
     def _decide(self, choice: Choice, routed_Bl: Tensor, ctx: Context) -> _Decided:
         """Gather the choices over tp, plan whole groups, and cut out this rank's part."""
@@ -87,10 +110,11 @@ class SwitchLayer(nn.Module):
         batch, length, choices = code_BLK.shape
         size = self._group_size(batch)
         code_GSK = code_BLK.reshape(batch // size, size * length, choices)
+        capacity = self._capacity(size, ctx)
         plan = make_plan(
             wanted_index(code_GSK),
             experts,
-            self._capacity(size, ctx),
+            capacity,
             priority_GS=self._priorities(choice, routed_Bl, code_GSK.shape[:2]),
             exclusive=choice.exclusive,
         )
@@ -101,7 +125,8 @@ class SwitchLayer(nn.Module):
             count_GKE=count_choices(named_index(code_GSK), experts),
         )
         kept_BlK = own_part(plan.kept_GSK.view(batch, length, choices), tp, 1)
-        return _Decided(wanted_index(code_BlK), kept_BlK, tokens)
+        slots = None if capacity is None else capacity * (batch // size)
+        return _Decided(wanted_index(code_BlK), kept_BlK, tokens, slots)
 
     def _group_size(self, batch: int) -> int:
         """Sequences of a routing group; a batch of no whole groups (outside training) is one group."""
@@ -119,37 +144,44 @@ class SwitchLayer(nn.Module):
         length = self.config.length(self.stack) if ctx.lengths is None else ctx.lengths[self.stack]
         return None if ctx.dropless else self.config.slots(length * sequences, training=ctx.training)
 
-    def _through_experts(self, x_BlD: Tensor, decided: _Decided, ctx: Context) -> Tensor:
-        """[B, l, K, D]: what the experts make of the tokens they serve, before the gate; zero elsewhere."""
+    def _send(self, x_BlD: Tensor, decided: _Decided, ctx: Context) -> _Travelling:
+        """Start the tokens that experts serve on their way."""
         etp, ep, experts = self.topology.etp, self.topology.ep, self.config.num_experts
-        x_BtD = gather_along(x_BlD, etp, 1)
+        x_BtD = gather_along(x_BlD, etp, 1, ctx.work.meanwhile)
         index_BtK, kept_BtK = (all_gather(part, etp, 1) for part in (decided.index_BlK, decided.kept_BlK))
-        choices = index_BtK.shape[2]
-        route = make_route(index_BtK.flatten(), kept_BtK.flatten(), experts, ep)
-        noise_M = self._hidden_noise(x_BtD.shape[1], choices, route, ctx)
-        rows_MD = to_experts(x_BtD.flatten(0, 1), route, choices)
-        y_MD = self.experts(rows_MD, route.counts, noise_M, ctx)
-        y_BtKD = from_experts(y_MD, route, kept_BtK.numel()).view(*kept_BtK.shape, -1)
-        return scatter_along(y_BtKD, etp, 1)
+        if ctx.padded and decided.slots is not None:
+            slots = min(decided.slots, kept_BtK[..., 0].numel())
+            route: Route = make_padded_route(index_BtK.flatten(), kept_BtK.flatten(), experts, slots, ep)
+        else:
+            route = make_route(index_BtK.flatten(), kept_BtK.flatten(), experts, ep)
+        choices = kept_BtK.shape[2]
+        rows = route.send(x_BtD.flatten(0, 1), ctx.work, choices)
+        return _Travelling(route, rows, self._hidden_noise(x_BtD.shape[1], choices, route, ctx), kept_BtK.shape)
 
-    def _hidden_noise(self, length: int, choices: int, route: Route, ctx: Context) -> Tensor | None:
+    def _through_experts(self, travelling: _Travelling, ctx: Context) -> Tensor:
+        """[B, l, K, D]: what the experts make of the tokens they serve, before the gate; zero elsewhere."""
+        route, states, shape = travelling.route, travelling.states, travelling.shape
+        rows_MD = route.by_expert(travelling.rows.wait())
+        noise_M = None if states is None else route.by_expert(states.wait())
+        y_MD = self.experts(rows_MD, route.counts, noise_M, ctx)
+        y_BtKD = route.home(y_MD, shape.numel(), ctx.work).view(*shape, -1)
+        return scatter_along(y_BtKD, self.topology.etp, 1)
+
+    def _hidden_noise(self, length: int, choices: int, route: Route, ctx: Context) -> Arriving | None:
         """Random states of the rows that this rank's experts receive: they travel the tokens' way."""
         if not ctx.training or self.experts.rate == 0.0:
             return None
         split = self.topology.etp.size == 1
         states_BtK = ctx.rows(f"{self.name}.hidden", ctx.positions(length, split))
         states_BtK = fold(states_BtK, torch.arange(choices, device=states_BtK.device))
-        rows_M = all_to_all(states_BtK.flatten()[route.kept_N], route.axis, route.send, route.receive)
-        return rows_M if route.by_expert_M is None else rows_M[route.by_expert_M]
+        return route.send(states_BtK.flatten(), ctx.work)
 
-    def _losses(self, y_BlD: Tensor, choice: Choice, decided: _Decided, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Attach this rank's shares of the auxiliary losses to the output, and record them."""
+    def _losses(self, choice: Choice, decided: _Decided, ctx: Context) -> _Losses:
+        """This rank's shares of the auxiliary losses, and the record."""
         config, groups = self.config, ctx.num_groups[self.stack]
         aux = aux_loss(choice, decided.tokens, self.topology.tp)
         z = z_loss(choice, decided.tokens)
-        if ctx.training:
-            y_BlD = attach(y_BlD, aux.own / groups, config.aux_loss_weight)
-            if config.router_z_loss_coef:
-                y_BlD = attach(y_BlD, z / groups, config.router_z_loss_coef)
+        attached = [(aux.own / groups, config.aux_loss_weight), (z / groups, config.router_z_loss_coef)]
         decisions = (decided.index_BlK, decided.kept_BlK, decided.tokens)
-        return y_BlD, statistics(aux.share / groups, z / groups, choice, *decisions)
+        numbers = statistics(aux.share / groups, z / groups, choice, *decisions)
+        return _Losses([pair for pair in attached if pair[1]] if ctx.training else [], numbers)

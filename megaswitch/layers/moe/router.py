@@ -15,6 +15,7 @@ from megaswitch.layers.moe.routers.noisy import noisy_top_k
 from megaswitch.layers.moe.routers.ntlb import no_token_left_behind
 from megaswitch.layers.moe.routers.switch import switch
 from megaswitch.layers.moe.routers.top2 import top2
+from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import at_least_float32
@@ -43,25 +44,32 @@ def disturb(x_TD: Tensor, config: ModelConfig, noise: Noise) -> Tensor:
 
 
 def route(
-    x_TD: Tensor, w_DE: Tensor, noise_DE: Tensor | None, config: ModelConfig, noise: Noise
+    x_TD: Tensor,
+    w_DE: Tensor,
+    noise_DE: Tensor | None,
+    config: ModelConfig,
+    noise: Noise,
+    work: WeightWork | None = None,
 ) -> Choice:
     """Choices for tokens of any type, in the configured precision (paper 2.4).
 
     "float32": product and softmax in at least float32 (selective precision). "compute": the product in the
     tokens' type, the softmax in at least float32. "narrow": everything in the tokens' type, to compare with.
+    `work` takes the weights' gradients.
     """
     wide = at_least_float32(x_TD.dtype)
-    product = wide if config.router_dtype == "float32" else x_TD.dtype
+    kind = wide if config.router_dtype == "float32" else x_TD.dtype
     softmax = x_TD.dtype if config.router_dtype == "narrow" else wide
-    input_TD = disturb(x_TD.to(product), config, noise)
-    logits_TE = (input_TD @ w_DE.to(product)).to(softmax)
+    work = work or WeightWork()
+    input_TD = disturb(x_TD.to(kind), config, noise)
+    logits_TE = product(input_TD, w_DE, work).to(softmax)
     if config.router == "top2":
         return top2(logits_TE, config, noise)
     if config.router == "ntlb":
         return no_token_left_behind(logits_TE, config)
     if config.router == "noisy_topk":
         assert noise_DE is not None
-        return noisy_top_k(logits_TE, (input_TD @ noise_DE.to(product)).to(softmax), config, noise)
+        return noisy_top_k(logits_TE, product(input_TD, noise_DE, work).to(softmax), config, noise)
     return switch(logits_TE, config, noise)
 
 
@@ -73,8 +81,8 @@ class Router(nn.Module):
         self.config, self.weight_DE = config, params[name]
         self.noise_DE = params[f"{name}_noise"] if config.router == "noisy_topk" else None
 
-    def forward(self, x_TD: Tensor, noise: Noise) -> Choice:
-        choice = route(x_TD, self.weight_DE, self.noise_DE, self.config, noise)
+    def forward(self, x_TD: Tensor, noise: Noise, work: WeightWork) -> Choice:
+        choice = route(x_TD, self.weight_DE, self.noise_DE, self.config, noise, work)
         if self.config.router_priority == "position":
             return choice
         return choice._replace(priority_T=choice.probs_TE.detach().amax(-1).to(torch.float64))

@@ -31,3 +31,20 @@ def grouped_linear(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor
         return out_NF
     rows = torch.split(x_ND, list(counts))
     return torch.cat([row @ w for row, w in zip(rows, w_EDF.unbind(0), strict=True)])
+
+
+def grouped_weight_grad(into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor, counts: Sequence[int]) -> None:
+    """Add to into[e] the product of expert e's rows, x^T grad: the gradient of `grouped_linear`'s matrices.
+
+    On a GPU one grouped product in bfloat16; elsewhere a product an expert, straight into `into` where types agree.
+    """
+    if x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and _aligned(into_EDF) and x_ND.shape[0] > 0:
+        ends = torch.tensor(counts, device=x_ND.device).cumsum(0).to(torch.int32)
+        into_EDF.add_(F.grouped_mm(x_ND.t(), grad_NF, offs=ends))
+        return
+    parts = zip(into_EDF.unbind(0), torch.split(x_ND, list(counts)), torch.split(grad_NF, list(counts)), strict=True)
+    for into_DF, x_MD, grad_MF in parts:
+        if x_MD.shape[0] and into_DF.dtype == x_MD.dtype:
+            into_DF.addmm_(x_MD.t(), grad_MF)
+        elif x_MD.shape[0]:
+            into_DF.add_(x_MD.t() @ grad_MF)

@@ -9,7 +9,7 @@ EPSILON = 1e-6
 
 
 def rms_norm(x_BLD: Tensor, w_D: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + 1e-6) in at least float32, cast to x's dtype, times w."""
+    """x / sqrt(mean(x^2) + 1e-6) in at least float32, cast to x's dtype, times w in that type."""
     wide = widen(x_BLD)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
-    return normed.to(x_BLD.dtype) * w_D
+    return normed.to(x_BLD.dtype) * w_D.to(x_BLD.dtype)

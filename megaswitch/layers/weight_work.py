@@ -1,0 +1,119 @@
+"""Weight gradients as work of their own, that can be done later than the gradients of the inputs.
+
+Nothing in a backward pass waits for a weight's gradient. So a product that gives one is put aside as work, and done
+while a collective is under way, at the end of a unit, or when a zero-bubble schedule asks for it. It adds into the
+parameter's `main_grad`, which the optimizer's buckets give it. Parameters without one (a model outside training) get
+their gradients from autograd, at once.
+
+N rows, I inputs, O outputs, X experts.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaswitch.ops.reference.grouped import grouped_linear, grouped_weight_grad
+
+Work = Callable[[], None]
+
+
+class WeightWork:
+    """Weight gradients that are still to be computed, in the order in which they came up.
+
+    Args:
+        held_back: whether `meanwhile` leaves the work alone: it is taken whole and done later.
+        eager: whether work is done as soon as it comes up, because there is no collective to hide it behind.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self.held_back, self.eager = False, eager
+        self._todo: list[Work] = []
+
+    def put(self, work: Work) -> None:
+        """Add a piece of work."""
+        if self.eager and not self.held_back:
+            work()
+        else:
+            self._todo.append(work)
+
+    def take(self) -> list[Work]:
+        """All that is to be done, which the caller now has to do."""
+        todo, self._todo = self._todo, []
+        return todo
+
+    def meanwhile(self) -> None:
+        """Do it, unless it is held back."""
+        if not self.held_back:
+            for work in self.take():
+                work()
+
+
+def main_grad_of(weight: Tensor) -> Tensor | None:
+    """Where a parameter's gradient is added up, in the parameter's shape; None outside training."""
+    found: Tensor | None = getattr(weight, "main_grad", None)
+    return found
+
+
+class _Product(torch.autograd.Function):
+    """x W with the weight's gradient as work; `grouped` are the rows of each expert, None for one matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, work: WeightWork, transposed: bool, grouped: Sequence[int] | None
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        # not saved like x: recomputation would give back a copy that knows of no main_grad
+        ctx.weight, ctx.work, ctx.transposed, ctx.grouped = weight, work, transposed, grouped
+        return _times(x, weight, transposed, grouped)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (x,), weight = ctx.saved_tensors, ctx.weight
+        transposed, grouped = ctx.transposed, ctx.grouped
+        grad = grad.contiguous()
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            main_grad = main_grad_of(weight)
+            if main_grad is None:
+                of_weight = torch.zeros_like(weight)
+                _add_weight_grad(of_weight, x, grad, transposed, grouped)
+            else:
+                ctx.work.put(lambda: _add_weight_grad(main_grad, x, grad, transposed, grouped))
+        of_x = _times(grad, weight, not transposed, grouped) if ctx.needs_input_grad[0] else None
+        return of_x, of_weight, None, None, None
+
+
+def _times(x: Tensor, weight: Tensor, transposed: bool, grouped: Sequence[int] | None) -> Tensor:
+    weight = weight.to(x.dtype)
+    weight = weight.transpose(-1, -2) if transposed else weight
+    return x @ weight if grouped is None else grouped_linear(x, weight, grouped)
+
+
+@torch.no_grad()
+def _add_weight_grad(
+    into: Tensor, x: Tensor, grad: Tensor, transposed: bool, grouped: Sequence[int] | None
+) -> None:
+    """Add x^T grad (its transpose for a weight that is used transposed), expert by expert where `grouped`."""
+    rows, cols = (grad, x) if transposed else (x, grad)
+    if grouped is not None:
+        grouped_weight_grad(into, rows, cols, grouped)
+        return
+    rows_IN, cols_NO = rows.flatten(0, -2).t(), cols.flatten(0, -2)
+    if into.dtype == x.dtype:
+        into.addmm_(rows_IN, cols_NO)
+    else:
+        into.add_(rows_IN @ cols_NO)
+
+
+def product(x: Tensor, weight_IO: Tensor, work: WeightWork, *, transposed: bool = False) -> Tensor:
+    """x W [..., O] in x's type, whatever the weight's; with `transposed` the weight is stored [O, I]."""
+    out: Tensor = _Product.apply(x, weight_IO, work, transposed, None)  # type: ignore[no-untyped-call]
+    return out
+
+
+def grouped_product(x_NI: Tensor, weight_XIO: Tensor, counts: Sequence[int], work: WeightWork) -> Tensor:
+    """[N, O] in x's type: the first counts[0] rows times weight[0], the next counts[1] times weight[1], and so on."""
+    out: Tensor = _Product.apply(x_NI, weight_XIO, work, False, counts)  # type: ignore[no-untyped-call]
+    return out
