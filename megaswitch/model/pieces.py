@@ -71,7 +71,8 @@ def _piece(config: ModelConfig, unit: Unit) -> Piece:
     if unit.kind == "block":
         memory = ("memory",) if unit.stack == "decoder" else ()
         reads = (stream, *memory, bias_name(unit.stack))
-        return Piece("block", unit.stack, unit.layer, reads, stream, _names(block_specs(config, unit.stack, unit.layer)))
+        specs = block_specs(config, unit.stack, unit.layer)
+        return Piece("block", unit.stack, unit.layer, reads, stream, _names(specs))
     specs = norm_specs(f"{unit.stack}.norm", config)
     if unit.stack == "decoder":
         return Piece("norm", unit.stack, 0, (stream,), "loss", _names([*specs, *head_specs(config)]))

@@ -86,7 +86,8 @@ class Stage(nn.Module):
         self.first_sentinel = first_sentinel or config.vocab_size
         self.dtype = dtype or next(iter(params.values())).dtype
         region = region_of(topology)
-        self.embedding = Embedding(config, params, region, self.dtype) if any(u.kind == "embed" for u in units) else None
+        embeds = any(unit.kind == "embed" for unit in units)
+        self.embedding = Embedding(config, params, region, self.dtype) if embeds else None
         self.head = Head(config, params, region) if Unit("norm", "decoder") in units else None
         self.biases, self.parts = nn.ModuleDict(), nn.ModuleDict()
         for unit in units:

@@ -29,7 +29,9 @@ class Tape:
 
     _links: list[_Link] = field(default_factory=list)
 
-    def forward(self, stage: Stage, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
+    def forward(
+        self, stage: Stage, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record
+    ) -> Carry:
         """Run a piece on what it reads, in a graph of its own; returns `carry` with what it wrote."""
         inputs = {name: carry[name].detach().requires_grad_() for name in piece.reads}
         with torch.enable_grad():
