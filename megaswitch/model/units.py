@@ -5,7 +5,7 @@ A stage holds at least one block; embeddings and norms stay with the block they 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Literal
 
 from megaswitch.layers.block import SPARSE, block_specs, sublayers
@@ -102,31 +102,41 @@ def balance(costs: Sequence[float], parts: int) -> list[int]:
     return best[-1][len(costs)][1]
 
 
-def _cut(config: ModelConfig, units: Sequence[Unit], parts: int) -> list[list[Unit]]:
-    runs = _glued(units)
-    costs = [sum(unit_flops(config, u.kind, u.stack, u.layer) for u in run) for run in runs]
-    stages, first = [], 0
-    for length in balance(costs, parts):
-        stages.append([unit for run in runs[first : first + length] for unit in run])
-        first += length
-    return stages
+def _cut(units: Sequence[Unit], lengths: Sequence[int]) -> list[list[Unit]]:
+    """Stages of so many blocks each."""
+    runs = iter(_glued(units))
+    return [[unit for run in islice(runs, length) for unit in run] for length in lengths]
+
+
+def _balanced(config: ModelConfig, units: Sequence[Unit], parts: int) -> list[list[Unit]]:
+    costs = [stage_flops(config, run) for run in _glued(units)]
+    return _cut(units, balance(costs, parts))
+
+
+def stage_flops(config: ModelConfig, units: Sequence[Unit]) -> float:
+    """Forward FLOPs of a stage for one sequence, as `model.flops` counts them."""
+    return sum(unit_flops(config, u.kind, u.stack, u.layer) for u in units)
 
 
 def cut_stages(config: ModelConfig, layout: LayoutConfig) -> list[list[Unit]]:
-    """The units of each pipeline stage; stage s is chunk s // pp of rank s % pp.
+    """The units of each pipeline stage; where a stage lies is said by `topology.placement`.
 
-    With an even number of chunks a rank holds as many of the encoder as of the decoder; otherwise the whole
-    list is cut once, by FLOPs.
+    By hand where `layout.stages` says so. Otherwise balanced by FLOPs: with an even number of chunks each stack for
+    itself, so that a rank holds as many stages of the encoder as of the decoder, else the whole list at once.
     """
+    if layout.stage_blocks:
+        return _cut(all_units(config), layout.stage_blocks)
     if layout.num_chunks % 2 == 0:
         half = layout.num_stages // 2
-        return [stage for stack in STACKS for stage in _cut(config, stack_units(config, stack), half)]
-    return _cut(config, all_units(config), layout.num_stages)
+        return [stage for stack in STACKS for stage in _balanced(config, stack_units(config, stack), half)]
+    return _balanced(config, all_units(config), layout.num_stages)
 
 
 def stage_problems(config: ModelConfig, layout: LayoutConfig) -> list[Problem]:
-    """Whether some stage would be empty."""
+    """Whether some stage would be empty, or the stages given by hand are not those of this model and layout."""
     blocks = {stack: config.num_layers(stack) for stack in STACKS}
+    if layout.stages.strip():
+        return _by_hand_problems(layout, sum(blocks.values()))
     if layout.num_chunks % 2 == 0:
         need = layout.num_stages // 2
         short = [f"{stack} has {n} blocks for {need} stages" for stack, n in blocks.items() if n < need]
@@ -135,3 +145,17 @@ def stage_problems(config: ModelConfig, layout: LayoutConfig) -> list[Problem]:
         short = [f"the model has {total} blocks for {layout.num_stages} stages"] if total < layout.num_stages else []
     remedy = "choose a smaller layout.pp or fewer layout.chunks, so that each stage holds a block"
     return [Problem("layout.pp", f"leaves a stage empty: {text}", remedy) for text in short]
+
+
+def _by_hand_problems(layout: LayoutConfig, total: int) -> list[Problem]:
+    remedy = f"give {layout.num_stages} numbers of at least 1 with commas between them, {total} together, or nothing"
+    try:
+        given = layout.stage_blocks
+    except ValueError:
+        return [Problem("layout.stages", f"is {layout.stages!r}, which is no list of whole numbers", remedy)]
+    wrong = [f"has {len(given)} stages, but layout.pp x chunks = {layout.num_stages}"] * (
+        len(given) != layout.num_stages
+    )
+    wrong += ["leaves a stage without a block"] * (min(given) < 1)
+    wrong += [f"has {sum(given)} blocks, but the model has {total}"] * (sum(given) != total)
+    return [Problem("layout.stages", f"= {layout.stages} {text}", remedy) for text in wrong]

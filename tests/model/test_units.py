@@ -74,6 +74,53 @@ def test_one_cut_is_balanced_by_flops():
     assert sum(u.kind == "block" for u in first) < 12
 
 
+@given(st.data(), st.integers(1, 4), st.sampled_from([1, 2, 3]))
+def test_stages_by_hand_hold_what_they_are_told(data, pp, chunks):
+    lengths = data.draw(st.lists(st.integers(1, 3), min_size=pp * chunks, max_size=pp * chunks))
+    encoder = data.draw(st.integers(0, sum(lengths)))
+    config = ModelConfig(num_encoder_layers=max(encoder, 1), num_decoder_layers=max(sum(lengths) - encoder, 1))
+    layout = LayoutConfig(pp=pp, chunks=chunks, stages=", ".join(map(str, lengths)))
+    if not 0 < encoder < sum(lengths):
+        assert [p.key for p in stage_problems(config, layout)] == ["layout.stages"]
+        return
+    assert stage_problems(config, layout) == []
+    stages = cut_stages(config, layout)
+    assert [unit for stage in stages for unit in stage] == all_units(config)
+    assert [sum(unit.kind == "block" for unit in stage) for stage in stages] == lengths
+
+
+def test_a_stage_by_hand_may_span_both_stacks():
+    config = ModelConfig(num_encoder_layers=3, num_decoder_layers=3)
+    first, second, third, fourth = cut_stages(config, LayoutConfig(pp=2, stages="2,2,1,1"))
+    assert [(u.kind, u.stack) for u in second] == [
+        ("block", "encoder"),
+        ("norm", "encoder"),
+        ("embed", "decoder"),
+        ("block", "decoder"),
+    ]
+    assert [u.stack for u in (*first, *third, *fourth)] == ["encoder"] * 3 + ["decoder"] * 3
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ("3,x", ["is '3,x', which is no list of whole numbers"]),
+        ("3,,3", ["is '3,,3', which is no list of whole numbers"]),
+        ("3.0,3", ["is '3.0,3', which is no list of whole numbers"]),
+        ("6", ["= 6 has 1 stages, but layout.pp x chunks = 2"]),
+        ("3,4", ["= 3,4 has 7 blocks, but the model has 6"]),
+        ("6,0", ["= 6,0 leaves a stage without a block"]),
+        ("-1,7", ["= -1,7 leaves a stage without a block"]),
+        ("1,1,1", ["= 1,1,1 has 3 stages, but layout.pp x chunks = 2", "= 1,1,1 has 3 blocks, but the model has 6"]),
+    ],
+)
+def test_what_is_wrong_with_stages_by_hand(stages, told):
+    config = ModelConfig(num_encoder_layers=3, num_decoder_layers=3)
+    problems = stage_problems(config, LayoutConfig(pp=2, chunks=1, stages=stages))
+    assert [(p.key, p.message) for p in problems] == [("layout.stages", message) for message in told]
+    assert all("give 2 numbers of at least 1 with commas between them, 6 together" in p.remedy for p in problems)
+
+
 def test_shared_parameters_are_listed_once_and_used_by_each_stage():
     config = ModelConfig(num_encoder_layers=2, num_decoder_layers=2)
     stages = cut_stages(config, LayoutConfig(pp=2))
