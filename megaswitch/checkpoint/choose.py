@@ -36,6 +36,7 @@ def choose(root: Place, resume: str, group: dist.ProcessGroup | None = None) -> 
         return None
     if resume != "auto":
         return _named(place(resume), group)
+    folder_at(root)  # what every rank would refuse, none may leave to the first
     rank = 0 if group is None else dist.get_rank(group)
     tell: Callable[[str], None] = log.error if rank == 0 else log.debug
     found = orjson.dumps([path.name for path in _seen(root)] if rank == 0 else [])

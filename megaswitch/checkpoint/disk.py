@@ -67,6 +67,8 @@ class DiskFolder:
         try:
             yield _Writer(descriptor).write
             os.fsync(descriptor)
+            if _ADVICE:  # nobody needs it in memory, and who reads it back shall read the disk
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 

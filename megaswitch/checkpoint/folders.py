@@ -79,7 +79,7 @@ class Folder(Protocol):
 
 
 def folder_at(where: Place) -> Folder:
-    """The folder at a path or URL."""
+    """The folder at a path or URL. UserError for a URL of a scheme that is unknown or not installed."""
     if isinstance(where, Url):
         from megaswitch.checkpoint.objects import ObjectFolder  # fsspec is for those who use it
 

@@ -12,6 +12,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from megaswitch.checkpoint.format import MANIFEST
+from megaswitch.utils.errors import UserError
 
 
 @contextmanager
@@ -53,8 +54,10 @@ class ObjectFolder:
     renames = False
 
     def __init__(self, url: str) -> None:
-        with _as_os_error():
+        try:
             self._system, path = url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is not installed
+            raise UserError(f"{url} cannot be used: {error}") from error
         self._path = path.rstrip("/")
 
     def _entries(self) -> list[dict[str, Any]]:

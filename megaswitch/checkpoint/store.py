@@ -93,6 +93,21 @@ def save(
     return final
 
 
+def refuse_unwritable(root: Place) -> None:
+    """CannotWriteError when no checkpoint could be written below `root`: told at the start, not after hours."""
+    folder, name = folder_at(root), f"writable-{uuid.uuid4().hex}"
+    try:
+        folder.make()
+        with folder.sink(name) as write:
+            write(b"ok")
+        folder.discard(name)
+    except OSError as error:
+        told = error.strerror or error
+        raise CannotWriteError(
+            f"cannot write checkpoints below {root}: {told}; choose another checkpoint.dir or run.dir"
+        ) from error
+
+
 def _collect(rank: int, pieces: Iterable[Piece]) -> tuple[dict[str, Piece], str]:
     """This rank's pieces by their key in the shard, and what is wrong with them: nothing is raised, the others wait."""
     mine: dict[str, Piece] = {}

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
-from megaswitch.checkpoint.retention import prune
-from megaswitch.checkpoint.training import Progress, save_training
+from megaswitch.checkpoint.saver import Saver
+from megaswitch.checkpoint.store import refuse_unwritable
+from megaswitch.checkpoint.training import Progress, training_pieces, training_state
 from megaswitch.config.documents import to_dict
 from megaswitch.data.batch import Batch
 from megaswitch.data.dataset import SpanCorruptionDataset
@@ -27,7 +27,7 @@ from megaswitch.train.signals import StopRequest, stop_on_signals
 from megaswitch.train.speed import Clock, measured_peak
 from megaswitch.train.step import train_step
 from megaswitch.train.system import System, build, compute_dtype
-from megaswitch.utils.errors import EXIT_PREEMPTED, CannotWriteError
+from megaswitch.utils.errors import EXIT_PREEMPTED
 from megaswitch.utils.logging import setup
 from megaswitch.utils.problem import refuse
 
@@ -41,7 +41,7 @@ class _Run:
     system: System
     train: SpanCorruptionDataset
     valid: SpanCorruptionDataset | None
-    group: dist.ProcessGroup | None
+    saver: Saver
     clock: Clock
     reporter: Reporter | None
 
@@ -63,10 +63,12 @@ def train(config: RunConfig, place: Place | None = None) -> int:
         start = find_start(config, group)
         system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=start is None)
         progress = Progress(0, 0) if start is None else resume(system, start, source.fingerprint)
-        run = _open(config, system, source, valid, group, progress)
+        saver = Saver(checkpoint_root(config), config.checkpoint, group, place.local_world)
+        run = _open(config, system, source, valid, saver, progress)
         try:
             return _loop(run, progress, stop)
         finally:
+            run.saver.close()
             if run.reporter is not None:
                 run.reporter.close()
 
@@ -82,7 +84,7 @@ def _open(
     system: System,
     source: SpanCorruptionDataset,
     valid: SpanCorruptionDataset | None,
-    group: dist.ProcessGroup | None,
+    saver: Saver,
     progress: Progress,
 ) -> _Run:
     """Folder, record and clock."""
@@ -90,9 +92,10 @@ def _open(
     reporter = None
     if system.topology.rank == 0:
         folder = open_folder(config)
+        refuse_unwritable(checkpoint_root(config))
         reporter = Reporter(config, folder, progress.step)
         _announce(system, peak)
-    return _Run(system, source, valid, group, Clock(config, peak), reporter)
+    return _Run(system, source, valid, saver, Clock(config, peak), reporter)
 
 
 def _announce(system: System, peak: float) -> None:
@@ -136,9 +139,10 @@ def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch
         evaluation = None if stopping else _evaluate(run, progress.step)
         if run.reporter is not None:
             run.reporter.tell(progress, result, evaluation, speed)
+        run.saver.poll()
         last = stopping or progress.step == end
         if last or due(progress.step, config.checkpoint.every):
-            _save(run, progress, must=last)
+            _save(run, progress, evaluation, last=last, hurry=stopping)
         if stopping:
             log.warning("stopped by a signal after step %d; the same command goes on from here", progress.step)
             return EXIT_PREEMPTED
@@ -156,19 +160,13 @@ def _evaluate(run: _Run, step: int) -> Evaluation | None:
     return evaluation
 
 
-def _save(run: _Run, progress: Progress, *, must: bool) -> None:
-    """Save; a failure in the middle of a run is a warning, at its end an error."""
-    config, system = run.system.config, run.system
-    root, state = checkpoint_root(config), to_dict(config)
-    try:
-        path = save_training(
-            root, progress, system.buckets, system.optimizer, state, run.train.fingerprint, run.group
-        )
-    except CannotWriteError as error:
-        if must:
-            raise
-        log.error("checkpoint of step %d failed, training goes on: %s", progress.step, error)
-        return
-    if system.topology.rank == 0:
-        prune(root, config.checkpoint.keep)
-        log.info("saved %s", path)
+def _save(run: _Run, progress: Progress, evaluation: Evaluation | None, *, last: bool, hurry: bool) -> None:
+    """Save beside the training; the last time wait for it, and let a failure end the run."""
+    system = run.system
+    pieces = training_pieces(system.buckets, system.optimizer)
+    nll = None if evaluation is None else evaluation.nll
+    state = training_state(progress, to_dict(system.config), run.train.fingerprint, nll)
+    if last:
+        run.saver.save_last(progress.step, pieces, state, hurry=hurry)
+    else:
+        run.saver.save(progress.step, pieces, state)

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megaswitch.checkpoint.choose import choose, committed
 from megaswitch.checkpoint.format import step_of
+from megaswitch.checkpoint.places import Place, place
 from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.training import Progress, differences, is_weights_only, progress_of, restore
 from megaswitch.config.documents import from_dict, to_dict
@@ -61,9 +62,9 @@ _OPEN_TO_WEIGHTS = (
 )
 
 
-def checkpoint_root(config: RunConfig) -> Path:
+def checkpoint_root(config: RunConfig) -> Place:
     """Where a run's checkpoints are."""
-    return Path(config.run_dir) / "checkpoints"
+    return place(config.checkpoint.dir) if config.checkpoint.dir else Path(config.run_dir) / "checkpoints"
 
 
 def find_start(config: RunConfig, group: "dist.ProcessGroup | None") -> Reader | None:
@@ -75,7 +76,7 @@ def find_start(config: RunConfig, group: "dist.ProcessGroup | None") -> Reader |
     return reader
 
 
-def _refuse_older_start(root: Path, wanted: str, step: int) -> None:
+def _refuse_older_start(root: Place, wanted: str, step: int) -> None:
     """A run that was told to begin before checkpoints that are already there would mix with them."""
     newer = [path.name for path in committed(root) if wanted != "auto" and (step_of(path.name) or 0) > step]
     if newer:

@@ -82,6 +82,8 @@ AT_LEAST_0 = [
     "eval.batches",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.keep_every",
+    "checkpoint.keep_best",
     "run.threads",
     "log.images_every",
 ]
