@@ -1,4 +1,4 @@
-"""Collectives are issued early and waited for where their result is used: a trace of real steps shows what lies between."""
+"""Collectives are issued early and waited for where their result is used: a trace of real steps shows it."""
 
 from dataclasses import replace
 
