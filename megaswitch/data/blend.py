@@ -3,7 +3,7 @@
 The rule is Tijdeman's for the chairman assignment problem (Discrete Mathematics 32, 1980, 323-330): after every prefix
 each corpus has its exact share of the samples to within less than one. It is sequential but periodic (the period is the
 sum of the integer weights) and its state is two integers a corpus, so states are kept at block borders and only blocks
-in use are unrolled.
+in use are unrolled. A sample costs the time of a heap's operation: deadlines move by exact steps.
 
 Shape suffixes: K corpora, N samples.
 """
@@ -18,45 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaswitch.data.native import native
-from megaswitch.data.split import parse_weight
 from megaswitch.utils.errors import UserError
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 
 _LARGEST_TOTAL = 1 << 53  # beyond this the compiled rule's 128-bit products could overflow
+_MOST_CORPORA = 1 << 16
 _BLOCK = 1 << 16
 _KEPT_BLOCKS = 4
-
-
-def parse_corpora(text: str, key: str) -> list[tuple[Fraction, str]]:
-    """Weights and prefixes of `0.7:P1,0.3:P2`, or of a single prefix; UserError naming `key` says what is
-    wrong."""
-    if not text.strip():
-        raise UserError(f"{key} is empty: give the prefix of a corpus, or weights and prefixes as 0.7:P1,0.3:P2")
-    entries = [_parse_entry(entry, key) for entry in text.split(",")]
-    if len(entries) == 1:
-        return [(Fraction(1), entries[0][1])]
-    if any(weight is None for weight, _ in entries):
-        raise UserError(f"{key} is {text!r}: of several corpora each needs its weight, as in 0.7:P1,0.3:P2")
-    corpora = [(weight, prefix) for weight, prefix in entries if weight]
-    if len(corpora) < len(entries):
-        raise UserError(f"{key} is {text!r}: a weight of 0 takes nothing from its corpus; leave that corpus out")
-    return corpora
-
-
-def _parse_entry(entry: str, key: str) -> tuple[Fraction | None, str]:
-    head, colon, tail = entry.strip().partition(":")
-    try:
-        weight = parse_weight(head, key) if colon else None
-    except UserError:
-        if any(letter.isdigit() for letter in head) or head.strip().lower() in ("nan", "inf", "-inf", ""):
-            raise
-        return None, entry.strip()  # a colon inside a path
-    prefix = tail.strip() if colon else head
-    if not prefix:
-        raise UserError(f"{key}: {entry!r} names no corpus; write a weight and a prefix, as in 0.7:P1")
-    return weight, prefix
 
 
 def integer_weights(weights: list[Fraction]) -> list[int]:
@@ -74,8 +44,8 @@ def fill_numpy(weights_K: Int64s, owed_K: Int64s, taken_K: Int64s, corpus_N: Int
     """The oracle and fallback of the compiled `blend_fill`: continues the schedule, updating `owed_K` (W t - D x) and
     `taken_K` (x).
 
-    Of the corpora that are owed at least D / (2K - 2), the one whose deadline, (D (2K - 3) - (2K - 2) owed) / W, is
-    first.
+    Of the corpora that are owed at least D / (2K - 2), the one that must be taken first: by the last whole step up
+    to which it would not be owed more than D - D / (2K - 2). Ties go to the lower number.
     """
     weights, owed, taken = weights_K.tolist(), owed_K.tolist(), taken_K.tolist()
     total, scale = sum(weights), 2 * len(weights) - 2
@@ -84,7 +54,7 @@ def fill_numpy(weights_K: Int64s, owed_K: Int64s, taken_K: Int64s, corpus_N: Int
         chosen = 0
         if scale:
             due = [k for k, o in enumerate(owed) if o * scale >= total]
-            chosen = min(due, key=lambda k: Fraction(total * (scale - 1) - owed[k] * scale, weights[k]))
+            chosen = min(due, key=lambda k: (total * (scale - 1) - owed[k] * scale) // (scale * weights[k]))
         owed[chosen] -= total
         corpus_N[n], within_N[n] = chosen, taken[chosen]
         taken[chosen] += 1
@@ -102,6 +72,7 @@ class Blend:
 
     def __init__(self, weights: list[int]) -> None:
         """Positive integer weights, one a corpus."""
+        assert 0 < len(weights) <= _MOST_CORPORA and min(weights) > 0, "a blend has corpora, and each a weight"
         self._weights_K = np.array(weights, np.int64)
         self._period = sum(weights)
         zeros = np.zeros(len(weights), np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-NATIVE_VERSION = 1
+NATIVE_VERSION = 2
 """Raised with every change of a signature in `csrc/`, so that an extension left from an older build is not called."""
 
 

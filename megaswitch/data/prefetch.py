@@ -9,14 +9,14 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Protocol
 
-from megaswitch.data.batch import Batch
+from megaswitch.data.batch import Batch, Empty, empty
 
 
 class Source(Protocol):
-    """Anything that makes batches by number; `SpanCorruptionDataset` does."""
+    """Anything that makes batches by number; `Dataset` does."""
 
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples first .. first + count - 1."""
+    def batch(self, first: int, count: int, make: Empty) -> Batch:
+        """Samples first .. first + count - 1, in arrays that `make` gives."""
         ...
 
 
@@ -32,9 +32,12 @@ class Prefetcher:
     have been returned, after the steps before it. No more than `ahead` finished steps wait.
     """
 
-    def __init__(self, source: Source, plan: Plan, first_step: int, last_step: int, ahead: int = 2) -> None:
+    def __init__(
+        self, source: Source, plan: Plan, first_step: int, last_step: int, ahead: int = 2, make: Empty = empty
+    ) -> None:
+        """`make` gives the memory that batches lie in."""
         assert ahead >= 1, "at least one step must fit"
-        self._source = source
+        self._source, self._make = source, make
         self._plan = plan
         self._steps = range(first_step, last_step)
         self._ready: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=ahead)
@@ -67,13 +70,22 @@ class Prefetcher:
     def _work(self) -> None:
         try:
             for step in self._steps:
-                batches = [self._source.batch(first, count) for first, count in self._plan(step)]
-                self._ready.put(batches)
+                self._ready.put(self._step(step))
                 if self._stop.is_set():
                     return
             self._ready.put(None)
         except BaseException as error:  # whatever it is, it belongs to the consumer
             self._ready.put(error)
+
+    def _step(self, step: int) -> list[Batch]:
+        """One step's batches, views of a single one where they follow one another: many rows are made at once."""
+        ranges = self._plan(step)
+        follow = all(end == first for end, (first, _) in zip(_ends(ranges[:-1]), ranges[1:], strict=True))
+        if not (ranges and follow):
+            return [self._source.batch(first, count, self._make) for first, count in ranges]
+        begin = ranges[0][0]
+        whole = self._source.batch(begin, _ends(ranges)[-1] - begin, self._make)
+        return [whole.rows(first - begin, first - begin + count) for first, count in ranges]
 
     def _drain(self) -> None:
         """Makes room, so that a worker waiting to put can see that it should stop."""
@@ -82,3 +94,7 @@ class Prefetcher:
                 self._ready.get_nowait()
             except queue.Empty:
                 return
+
+
+def _ends(ranges: Sequence[tuple[int, int]]) -> list[int]:
+    return [first + count for first, count in ranges]

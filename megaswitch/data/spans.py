@@ -1,21 +1,17 @@
-"""Span corruption: T5's masked spans and the sentinels that stand for them (Raffel et al. 2020, section 3.1.4).
+"""Span corruption's rules: how long pieces are, how much of them is masked, in which spans, and the sentinels that
+stand for them (Raffel et al. 2020, section 3.1.4).
 
-The rules that involve rounding are here alone; the compiled twin receives counts. The numpy functions are its oracle
-and its fallback.
+The rules that involve rounding are here alone; the compiled twin receives counts.
 
-Shape suffixes: L raw tokens of a piece, M noise or non-noise tokens, B samples, S encoder positions, T decoder
-positions.
+Shape suffixes: L raw tokens of a piece, M noise or non-noise tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.native import native
-from megaswitch.data.rng import UInt64s, derive_next, shuffle_numpy
+from megaswitch.data.rng import bounded
 from megaswitch.utils.errors import UserError
 
 Int64s = NDArray[np.int64]
@@ -23,7 +19,6 @@ Bools = NDArray[np.bool_]
 
 EOS = 1
 NUM_SENTINELS = 100
-_NOISE, _OTHER = 1, 2  # purposes of a sample's key; csrc/spans.cpp says the same
 
 
 def random_spans_helper(encoder_length: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
@@ -64,46 +59,14 @@ def noise_counts(length: int, density: float = 0.15, mean_span: float = 3.0) -> 
     return noise, spans
 
 
-@dataclass(frozen=True)
-class SpanPlan:
-    """All lengths and ids of one corruption; made by `plan_spans`, equal for every sample of a run."""
-
-    raw_length: int
-    noise: int
-    spans: int
-    encoder_length: int
-    decoder_length: int
-    first_sentinel: int
-
-
-def plan_spans(
-    encoder_length: int, decoder_length: int, first_sentinel: int, density: float = 0.15, mean_span: float = 3.0
-) -> SpanPlan:
-    """The plan that fills `encoder_length`; UserError where the decoder is too short or the sentinels too few."""
-    raw_length, target_length = random_spans_helper(encoder_length, density, mean_span)
-    if decoder_length < target_length:
-        raise UserError(
-            f"the decoder's length of {decoder_length} is too small: an encoder length of {encoder_length} gives "
-            f"targets of "
-            f"{target_length} tokens; set model.decoder_length to {target_length} or more"
-        )
-    noise, spans = noise_counts(raw_length, density, mean_span)
-    if spans > NUM_SENTINELS or spans > raw_length - noise:
-        raise UserError(
-            f"an encoder length of {encoder_length} needs {spans} spans of {noise} masked tokens, but there are "
-            f"{NUM_SENTINELS} "
-            f"sentinels and {raw_length - noise} tokens to stand between: shorten the encoder, or mask longer or "
-            f"fewer spans "
-            f"(data.mean_span_length, data.noise_density)"
-        )
-    return SpanPlan(raw_length, noise, spans, encoder_length, decoder_length, first_sentinel)
-
-
 def draw_indicators(items: int, segments: int, key: int) -> Int64s:
-    """First-of-segment indicators, int64 of shape M: `segments - 1` ones shuffled behind a leading zero."""
+    """First-of-segment indicators, int64 of shape M: `segments - 1` ones anywhere behind a leading zero, every choice
+    alike (Floyd's sampling without repetition; draw j is below j + 1)."""
     first_M = np.zeros(items, np.int64)
-    first_M[1:segments] = 1
-    shuffle_numpy(first_M[1:], key)
+    places = np.arange(items - segments, items - 1, dtype=np.uint64)
+    drawn = bounded(key, places, places + np.uint64(1)).tolist()
+    for last, place in zip(places.tolist(), drawn, strict=True):
+        first_M[last + 1 if first_M[place + 1] else place + 1] = 1
     return first_M
 
 
@@ -124,36 +87,3 @@ def replace_runs(tokens_L: Int64s, mask_L: Bools, first_sentinel: int) -> Int64s
     first_L = mask_L & ~before_L
     replaced_L = np.where(first_L, first_sentinel + 1 - np.cumsum(first_L), tokens_L)
     return np.append(replaced_L[~(mask_L & before_L)], EOS).astype(np.int64)
-
-
-def _fit(ids: Int64s, room: int) -> Int64s:
-    """Cuts to room - 1 tokens and EOS, or pads with 0: where the helper's rounding and the mask's differ, text is cut
-    as in T5."""
-    if ids.size > room:
-        return np.append(ids[: room - 1], EOS)
-    return np.pad(ids, (0, room - ids.size))
-
-
-def corrupt_numpy(raw_BL: Int64s, keys_B: UInt64s, plan: SpanPlan) -> tuple[Int64s, Int64s]:
-    """The oracle and fallback of `corrupt`; same arguments, same bits."""
-    inputs_BS = np.zeros((len(raw_BL), plan.encoder_length), np.int64)
-    targets_BT = np.zeros((len(raw_BL), plan.decoder_length), np.int64)
-    others = max(plan.raw_length, 2) - plan.noise
-    for b, key in enumerate(keys_B.tolist()):
-        first_noise_M = draw_indicators(plan.noise, plan.spans, derive_next(key, _NOISE))
-        first_other_M = draw_indicators(others, plan.spans, derive_next(key, _OTHER))
-        mask_L = mask_from_indicators(first_noise_M, first_other_M, plan.raw_length)
-        inputs_BS[b] = _fit(replace_runs(raw_BL[b], mask_L, plan.first_sentinel), plan.encoder_length)
-        targets_BT[b] = _fit(replace_runs(raw_BL[b], ~mask_L, plan.first_sentinel), plan.decoder_length)
-    return inputs_BS, targets_BT
-
-
-def corrupt(raw_BL: Int64s, keys_B: UInt64s, plan: SpanPlan) -> tuple[Int64s, Int64s]:
-    """Encoder inputs (B, S) and targets (B, T), int64, of raw pieces and one random key a sample; 0 pads."""
-    compiled = native()
-    if compiled is None:
-        return corrupt_numpy(raw_BL, keys_B, plan)
-    inputs_BS = np.empty((len(raw_BL), plan.encoder_length), np.int64)
-    targets_BT = np.empty((len(raw_BL), plan.decoder_length), np.int64)
-    compiled.corrupt(raw_BL, keys_B, plan.noise, plan.spans, plan.first_sentinel, EOS, inputs_BS, targets_BT)
-    return inputs_BS, targets_BT

@@ -61,5 +61,9 @@ def split_documents(documents: int, weights: tuple[Fraction, ...]) -> list[NDArr
     """For each part the numbers of its documents, int64 of shape N, ascending; every document is in exactly one
     part."""
     counts = split_counts(documents, weights)
+    if documents in counts:  # nothing to divide
+        return [np.arange(count, dtype=np.int64) for count in counts]
     order = permutation(documents, _SPLIT_KEY)
-    return [np.sort(part) for part in np.split(order, np.cumsum(counts)[:-1])]
+    part_of = np.empty(documents, np.uint8)
+    part_of[order] = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+    return [np.flatnonzero(part_of == part) for part in range(len(counts))]

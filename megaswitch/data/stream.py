@@ -1,8 +1,7 @@
-"""The sample index of one corpus: epochs of shuffled documents, joined into one endless stream of tokens and cut into
-pieces.
+"""The endless token stream of a corpus: epochs of shuffled documents, end to end, cut into pieces.
 
 Every epoch holds the same tokens, so the epoch of a stream position is a division and only the order of documents
-inside an epoch needs memory: 16 bytes a document for each of the two epochs kept. A piece may run over the end of an
+inside an epoch needs an index: 16 bytes a document for each of the epochs kept. A piece may run over the end of an
 epoch into the next.
 
 Shape suffixes: N documents, L raw tokens of a piece.
@@ -10,19 +9,21 @@ Shape suffixes: N documents, L raw tokens of a piece.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megaswitch.data.native import native
-from megaswitch.data.rng import derive, permutation
+from megaswitch.data.index import IndexStore, epoch_order
+from megaswitch.data.rng import derive
 from megaswitch.utils.errors import DataError
 
 Int64s = NDArray[np.int64]
 
-_KEPT_EPOCHS = 2  # a piece at an epoch's end needs two; more would only cost memory
+_KEPT_EPOCHS = 3  # a piece at an epoch's end needs two, and the next may be in the making
+_AHEAD_FROM = 1 << 18  # documents from which on the next epoch is made before it is needed
 _ORDER = 0x6F72646572  # purpose of the keys drawn here, "order"
 
 
@@ -51,82 +52,92 @@ class Epoch:
     ends_N: Int64s
 
 
-def gather_numpy(
-    documents: Documents, epoch: Epoch, offset: int, vocab_size: int, out_L: Int64s
-) -> tuple[int, int, int]:
-    """The oracle and fallback of the compiled `gather`: copies tokens from `offset` on until `out_L` is full or the
-    epoch ends.
+class Epochs:
+    """The orders of a set of things with lengths, epoch by epoch; a function of the lengths and the seeds alone.
+    Safe to share by threads."""
 
-    Returns (tokens copied, place in `documents` of the first document with an id outside the vocabulary or -1, that
-    id).
-    """
-    copied, bad_place, bad_id = 0, -1, 0
-    at = int(np.searchsorted(epoch.ends_N, offset, side="right"))
-    while copied < out_L.size and at < epoch.order_N.size:
-        place = int(epoch.order_N[at])
-        length = int(documents.lengths_N[place])
-        skip = offset + copied - (int(epoch.ends_N[at]) - length)
-        count = min(length - skip, out_L.size - copied)
-        first = int(documents.starts_N[place]) + skip
-        ids = documents.tokens[first : first + count].astype(np.int64)
-        out_L[copied : copied + count] = ids
-        outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-        if outside.size and bad_place < 0:
-            bad_place, bad_id = place, int(ids[outside[0]])
-        copied += count
-        at += 1
-    return copied, bad_place, bad_id
+    def __init__(self, lengths_N: Int64s, store: IndexStore, facts: tuple[object, ...], *seeds: int) -> None:
+        """`facts` names the lengths in the store; `seeds` are the run's and the corpus's number in the blend."""
+        self._lengths_N, self._store = np.ascontiguousarray(lengths_N), store
+        self._facts, self._seeds = facts, seeds
+        self._made: dict[int, Future[Epoch]] = {}
+        self._worker: ThreadPoolExecutor | None = None
+        self._lock = Lock()
+
+    def get(self, number: int) -> Epoch:
+        """One epoch; made where it is not there, and waited for where another thread makes it."""
+        with self._lock:
+            future = self._made.get(number)
+            mine = future is None
+            if future is None:
+                future = self._made[number] = Future()
+                self._forget(number)
+        if mine:
+            self._fill(future, number)
+        return future.result()
+
+    def make_ahead(self, number: int) -> None:
+        """Begins to make an epoch on a thread of its own, where that takes long enough to be worth it."""
+        with self._lock:
+            if self._lengths_N.size < _AHEAD_FROM or number in self._made:
+                return
+            future: Future[Epoch] = Future()
+            self._made[number] = future
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, "epoch")
+            self._worker.submit(self._fill, future, number)
+
+    def keep(self, count: int) -> None:
+        """Makes the first `count` epochs and keeps them on disk, whatever their size."""
+        for number in range(count):
+            self._make(number, keep=True)
+
+    def _fill(self, future: Future[Epoch], number: int) -> None:
+        try:
+            future.set_result(self._make(number))
+        except BaseException as error:  # whatever it is, it belongs to those who wait
+            future.set_exception(error)
+
+    def _make(self, number: int, *, keep: bool = False) -> Epoch:
+        key = derive(*self._seeds, _ORDER, number)
+        facts = ("epoch", *self._facts, *self._seeds, number)
+        size = self._lengths_N.size
+        return Epoch(*self._store.arrays(facts, lambda: epoch_order(self._lengths_N, key), size, keep=keep))
+
+    def _forget(self, number: int) -> None:
+        """Drops the epoch that is furthest from the one asked for."""
+        while len(self._made) > _KEPT_EPOCHS:
+            del self._made[max(self._made, key=lambda kept: abs(kept - number))]
 
 
 class Stream:
-    """The endless token stream of a split of one corpus; a function of the documents and the seed alone. Safe to share
-    by threads."""
+    """The token stream of a split of one corpus. Safe to share by threads."""
 
-    def __init__(self, documents: Documents, vocab_size: int, *seeds: int) -> None:
-        """`seeds`: run seed and the corpus's number in the blend; DataError where the documents hold no token."""
-        self.documents = documents
+    def __init__(self, documents: Documents, epochs: Epochs) -> None:
+        """DataError where the documents hold no token."""
+        self.documents, self.epochs = documents, epochs
         self.num_tokens = documents.num_tokens
         if self.num_tokens == 0:
             raise DataError(f"{documents.prefix}: the documents hold no tokens; prepare the corpus again")
-        self._vocab_size = vocab_size
-        self._seeds = seeds
-        self._epochs: dict[int, Epoch] = {}
-        self._lock = Lock()
 
-    def epoch(self, number: int) -> Epoch:
-        """The order of epoch `number`, built on first use; costs the time of one shuffle."""
-        with self._lock:
-            if number not in self._epochs:
-                order_N = permutation(self.documents.lengths_N.size, derive(*self._seeds, _ORDER, number))
-                while len(self._epochs) >= _KEPT_EPOCHS:
-                    del self._epochs[min(self._epochs, key=lambda kept: (abs(kept - number) <= 1, kept))]
-                self._epochs[number] = Epoch(order_N, np.cumsum(self.documents.lengths_N[order_N]))
-            return self._epochs[number]
+    def read(self, position: int, length: int) -> Int64s:
+        """The stream's tokens from `position` on, int64 of shape L: the oracle and fallback of the compiled reader."""
+        pieces: list[Int64s] = []
+        missing = length
+        while missing:
+            number, offset = divmod(position + length - missing, self.num_tokens)
+            pieces += self._read_epoch(self.epochs.get(number), offset, missing)
+            missing = length - sum(piece.size for piece in pieces)
+        return np.concatenate(pieces)
 
-    def read(self, position: int, out_L: Int64s) -> None:
-        """Fills `out_L` (int64, contiguous) with the stream's tokens from `position` on; DataError for an id outside
-        the vocabulary."""
-        filled = 0
-        while filled < out_L.size:
-            number, offset = divmod(position + filled, self.num_tokens)
-            copied = self._gather(self.epoch(number), offset, out_L[filled:])
-            assert copied > 0, "an epoch ends only where the next begins"
-            filled += copied
-
-    def _gather(self, epoch: Epoch, offset: int, out_L: Int64s) -> int:
-        documents = self.documents
-        compiled = native()
-        if compiled is None:
-            copied, bad_place, bad_id = gather_numpy(documents, epoch, offset, self._vocab_size, out_L)
-        else:
-            copied, bad_place, bad_id = compiled.gather(
-                documents.tokens, documents.starts_N, epoch.order_N, epoch.ends_N, offset, self._vocab_size, out_L
-            )
-        if bad_place >= 0:
-            raise DataError(
-                f"{documents.prefix}.bin: document {documents.numbers_N[bad_place]} holds the id {bad_id}, but the "
-                f"model's vocabulary "
-                f"has {self._vocab_size}: prepare the corpus with this model's tokenizer, or check the file with "
-                f"data_prep/verify.py"
-            )
-        return int(copied)
+    def _read_epoch(self, epoch: Epoch, offset: int, room: int) -> list[Int64s]:
+        documents, pieces = self.documents, []
+        at = int(np.searchsorted(epoch.ends_N, offset, side="right"))
+        while room and at < epoch.order_N.size:
+            place = int(epoch.order_N[at])
+            skip = offset - (int(epoch.ends_N[at]) - int(documents.lengths_N[place]))
+            first = int(documents.starts_N[place]) + skip
+            count = min(int(documents.lengths_N[place]) - skip, room)
+            pieces.append(documents.tokens[first : first + count].astype(np.int64))
+            room, offset, at = room - count, offset + count, at + 1
+        return pieces

@@ -5,6 +5,7 @@ Pure: nothing is started, opened or allocated.
 
 from collections.abc import Iterator
 
+from megaswitch.data.objectives import plan
 from megaswitch.data.spans import random_spans_helper
 from megaswitch.model.config import STACKS, ModelConfig
 from megaswitch.model.units import stage_problems
@@ -86,6 +87,11 @@ def _batches(config: RunConfig, world: int) -> Iterator[Problem]:
 def _lengths(config: RunConfig) -> Iterator[Problem]:
     """The targets of a corrupted encoder sequence must fit into the decoder."""
     model, data = config.model, config.data
+    if all("task:" in entry for entry in data.train.split(",")):
+        return  # pairs have lengths of their own
+    if config.train.objective != "span_corruption":
+        yield from _objective(config)
+        return
     try:
         _, targets = random_spans_helper(model.encoder_length, data.noise_density, data.mean_span_length)
     except UserError as error:
@@ -99,3 +105,15 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     if targets > model.decoder_length:
         message = f"= {model.decoder_length} is too short for the targets of {model.encoder_length} encoder tokens"
         yield Problem("model.decoder_length", message, f"give {targets}, or a shorter model.encoder_length")
+
+
+def _objective(config: RunConfig) -> Iterator[Problem]:
+    """Other objectives find their own lengths, where there are any."""
+    model, objective = config.model, config.train.objective
+    try:
+        plan(objective, model.encoder_length, model.decoder_length, config.data)
+    except UserError as error:
+        yield Problem("train.objective", f"= {objective} cannot work: {error}", "change what it names, or the objective")
+    if config.data.packing:
+        remedy = "set data.packing=false or train.objective=span_corruption"
+        yield Problem("data.packing", f"does not go with train.objective={objective}", remedy)

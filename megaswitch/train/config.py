@@ -24,7 +24,8 @@ class TrainConfig:
         recompute: activations computed again in the backward: "none", "selective" (attention core and hidden
             units) or "full" (each block).
         decoder_recompute: the same for the decoder; null: as in the encoder.
-        objective: what is learned; span corruption is the only one.
+        objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
+            "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.
     """
 
     steps: int = 1000
@@ -35,7 +36,7 @@ class TrainConfig:
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     decoder_recompute: Literal["none", "selective", "full"] | None = None
-    objective: Literal["span_corruption"] = "span_corruption"
+    objective: Literal["span_corruption", "prefix_lm", "iid_denoising", "ul2"] = "span_corruption"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from megaswitch.checkpoint.store import refuse_unwritable
 from megaswitch.checkpoint.training import Progress, training_pieces, training_state
 from megaswitch.config.documents import to_dict
 from megaswitch.data.batch import Batch
-from megaswitch.data.dataset import SpanCorruptionDataset
+from megaswitch.data.dataset import Dataset
 from megaswitch.data.prefetch import Prefetcher
 from megaswitch.topology.start import Place, cpu_group, find_place, process_group
 from megaswitch.train.batches import micro_ranges
 from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
-from megaswitch.train.corpora import lowest_sentinel, open_data, open_validation
+from megaswitch.train.corpora import lowest_sentinel, memory_for, open_training, open_validation
 from megaswitch.train.evaluate import Evaluation, evaluate
 from megaswitch.train.reporter import Reporter, due
 from megaswitch.train.resume import checkpoint_root, find_start, resume
@@ -39,8 +39,8 @@ class _Run:
     """What the loop holds on to; only the first rank reports."""
 
     system: System
-    train: SpanCorruptionDataset
-    valid: SpanCorruptionDataset | None
+    train: Dataset
+    valid: dict[str, Dataset]
     saver: Saver
     clock: Clock
     reporter: Reporter | None
@@ -55,7 +55,7 @@ def train(config: RunConfig, place: Place | None = None) -> int:
     place = place or find_place(config.run.device)
     setup(place.rank, place.world)
     refuse(check(config, place.world))
-    source = open_data(config, "train")
+    source = open_training(config)
     valid = open_validation(config)
     set_threads(config, place)
     with process_group(place, config.run.timeout), stop_on_signals() as stop:
@@ -82,8 +82,8 @@ def set_threads(config: RunConfig, place: Place) -> None:
 def _open(
     config: RunConfig,
     system: System,
-    source: SpanCorruptionDataset,
-    valid: SpanCorruptionDataset | None,
+    source: Dataset,
+    valid: dict[str, Dataset],
     saver: Saver,
     progress: Progress,
 ) -> _Run:
@@ -126,7 +126,7 @@ def _ahead(run: _Run, progress: Progress, end: int) -> Prefetcher:
     def plan(step: int) -> list[tuple[int, int]]:
         return micro_ranges(run.system, progress.samples + (step - progress.step) * size)
 
-    return Prefetcher(run.train, plan, progress.step, end)
+    return Prefetcher(run.train, plan, progress.step, end, make=memory_for(run.system.topology.device))
 
 
 def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch]], stop: StopRequest) -> int:
@@ -138,7 +138,7 @@ def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch
         stopping = result.record.stops > 0
         evaluation = None if stopping else _evaluate(run, progress.step)
         if run.reporter is not None:
-            run.reporter.tell(progress, result, evaluation, speed)
+            run.reporter.tell(progress, result, evaluation, speed, max(run.train.epochs(progress.samples)))
         run.saver.poll()
         last = stopping or progress.step == end
         if last or due(progress.step, config.checkpoint.every):
@@ -153,7 +153,7 @@ def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch
 def _evaluate(run: _Run, step: int) -> Evaluation | None:
     """Validation figures every so many steps and after the last one."""
     config = run.system.config
-    if run.valid is None or not (step == config.train.steps or due(step, config.eval.every)):
+    if not run.valid or not (step == config.train.steps or due(step, config.eval.every)):
         return None
     evaluation = evaluate(run.system, run.valid)
     log.info("step %d: validation nll %.4f over %d samples", step, evaluation.nll, evaluation.samples)

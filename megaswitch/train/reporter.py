@@ -22,13 +22,20 @@ def due(step: int, every: int) -> bool:
 
 
 def metrics_line(
-    config: RunConfig, progress: Progress, result: StepResult, evaluation: Evaluation | None, tokens_per_s: float
+    config: RunConfig,
+    progress: Progress,
+    result: StepResult,
+    evaluation: Evaluation | None,
+    tokens_per_s: float,
+    epochs: float,
 ) -> Line:
-    """One step's record. loss = nll + z_loss + aux_loss + router_z_loss, each with its coefficient."""
+    """One step's record. loss = nll + z_loss + aux_loss + router_z_loss, each with its coefficient; `epochs` are
+    the passes over the corpus that was passed over most often."""
     record, model = result.record, config.model
     line: Line = {
         "step": progress.step,
         "samples": progress.samples,
+        "epochs": epochs,
         "loss": result.loss,
         "nll": record.mean_nll,
         "aux_loss": model.aux_loss_weight * record.aux,
@@ -41,6 +48,8 @@ def metrics_line(
     }
     if evaluation is not None:
         line |= {"valid_nll": evaluation.nll, "valid_content_nll": evaluation.content_nll}
+        for name, part in evaluation.sets.items():
+            line |= {f"valid_nll/{name}": part.nll, f"valid_content_nll/{name}": part.content_nll}
     return line
 
 
@@ -52,10 +61,12 @@ class Reporter:
         self.metrics = Metrics(folder, first_step)
         self.board = Board(folder / "tb", first_step) if config.log.tensorboard else None
 
-    def tell(self, progress: Progress, result: StepResult, evaluation: Evaluation | None, speed: Speed) -> None:
+    def tell(
+        self, progress: Progress, result: StepResult, evaluation: Evaluation | None, speed: Speed, epochs: float
+    ) -> None:
         """Record one step."""
         step, every = progress.step, self.config.log.every
-        line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s)
+        line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s, epochs)
         self.metrics.write(line)
         if due(step, every) or step == 1:
             self._say(line, speed)
@@ -73,10 +84,7 @@ class Reporter:
 
     def _show(self, board: Board, step: int, result: StepResult, line: Line) -> None:
         every = self.config.log
-        if "valid_nll" in line:
-            board.scalars(
-                step, {"valid/nll": line["valid_nll"], "valid/content_nll": line["valid_content_nll"]}
-            )
+        board.scalars(step, {k.replace("_", "/", 1): v for k, v in line.items() if k.startswith("valid_")})
         if due(step, every.every) or step == 1:
             board.scalars(step, {f"train/{k}": v for k, v in line.items() if not k.startswith(("valid", "step"))})
             board.layers(step, result.record)

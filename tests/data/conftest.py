@@ -43,5 +43,5 @@ def random_documents():
 @pytest.fixture
 def without_extension(monkeypatch):
     """The numpy twins answer everywhere."""
-    for module in ("rng", "spans", "stream", "blend"):
+    for module in ("rng", "index", "parts", "blend"):
         monkeypatch.setattr(f"megaswitch.data.{module}.native", lambda: None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.data import _native
-from megaswitch.data.blend import _BLOCK, Blend, fill_numpy, integer_weights, parse_corpora
+from megaswitch.data.blend import _BLOCK, Blend, fill_numpy, integer_weights
 from megaswitch.utils.errors import UserError
 
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=9)
@@ -64,28 +64,6 @@ def test_far_samples_of_a_short_period_are_found_at_once():
     corpus_N, within_N = Blend([7, 3]).locate(10**15, 10)
     assert sorted(within_N[corpus_N == 0].tolist()) == [7 * 10**14 + i for i in range(7)]
     assert sorted(within_N[corpus_N == 1].tolist()) == [3 * 10**14 + i for i in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a/b", [(1, "a/b")]),
-        ("0.5:a", [(1, "a")]),
-        ("0.7:a,0.3:b", [(Fraction(7, 10), "a"), (Fraction(3, 10), "b")]),
-        (" 2:a , 1:b:c ", [(2, "a"), (1, "b:c")]),
-        ("/x:y/corpus", [(1, "/x:y/corpus")]),
-    ],
-)
-def test_ways_to_write_corpora(text, expected):
-    assert parse_corpora(text, "data.train") == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "  ", "a,b", "0.5:a,b", "0:a,1:b", "-1:a,2:b", "nan:a,1:b", "1:,2:b", "1:a,", "0.3.1:a,1:b"]
-)
-def test_bad_corpora_are_refused_by_the_key(text):
-    with pytest.raises(UserError, match=r"data\.train"):
-        parse_corpora(text, "data.train")
 
 
 def test_integer_weights():

@@ -8,7 +8,7 @@ import pytest
 
 from megaswitch.data.batch import Batch
 from megaswitch.data.config import DataConfig
-from megaswitch.data.dataset import open_split
+from megaswitch.data.opening import open_split
 from megaswitch.data.sidecar import TokenizerFacts
 from megaswitch.utils.errors import DataError, MissingInputError, UserError
 
@@ -54,7 +54,7 @@ def assert_same(first: Batch, second: Batch):
 def test_shapes_types_and_shift(whole):
     batch = opened(whole).batch(5, 4)
     assert batch.encoder_ids_BS.shape == (4, 64) and batch.targets_BT.shape == batch.decoder_ids_BT.shape == (4, 14)
-    assert all(array.dtype == np.int64 for array in batch) and batch.samples_B.tolist() == [5, 6, 7, 8]
+    assert all(array.dtype == np.int64 for array in batch[:4]) and batch.samples_B.tolist() == [5, 6, 7, 8]
     assert (batch.decoder_ids_BT[:, 0] == 0).all()
     np.testing.assert_array_equal(batch.decoder_ids_BT[:, 1:], batch.targets_BT[:, :-1])
     assert (batch.encoder_ids_BS[:, -1] == 1).all() and (batch.targets_BT[:, -1] == 1).all()
@@ -66,7 +66,7 @@ def test_batches_do_not_depend_on_their_borders(whole):
     together = dataset.batch(0, 60)
     for cut in (1, 7, 30, 59):
         parts = [opened(whole).batch(0, cut), dataset.batch(cut, 60 - cut)]
-        assert_same(together, Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))
+        assert_same(together, Batch(*(np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True))))
 
 
 @pytest.mark.parametrize("seed", [0, -1, (1 << 64) + 5, -(1 << 63)])
@@ -74,7 +74,7 @@ def test_batches_do_not_depend_on_their_borders(whole):
 def test_any_sample_of_any_seed(first, seed, whole):
     alone = opened(whole, seed=seed).batch(first + 1, 1)
     together = opened(whole, seed=seed).batch(first, 3)
-    assert_same(alone, Batch(*(array[1:2] for array in together)))
+    assert_same(alone, together.rows(1, 2))
     assert alone.encoder_ids_BS.all()
 
 

@@ -17,7 +17,7 @@ class Counting:
         self.made = 0
         self.fails_at = fails_at
 
-    def batch(self, first, count):
+    def batch(self, first, count, make):
         if self.fails_at is not None and first >= self.fails_at:
             raise ValueError(f"sample {first} is bad")
         self.made += 1
@@ -40,16 +40,23 @@ def test_batches_arrive_in_order():
     assert running() == []
 
 
+def test_batches_that_do_not_follow_one_another_are_made_one_by_one():
+    source = Counting()
+    with Prefetcher(source, lambda step: [(8, 2), (0, 2)], 0, 1) as steps:
+        assert [[batch.samples_B.tolist() for batch in batches] for batches in steps] == [[[8, 9], [0, 1]]]
+    assert source.made == 2
+
+
 def test_no_further_ahead_than_said():
     source = Counting()
     with Prefetcher(source, two_a_step, 0, 1000, ahead=3) as steps:
         next(iter(steps))
         deadline = time.monotonic() + 5
-        while source.made < 2 * 5 and time.monotonic() < deadline:
+        while source.made < 5 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.05)
-        # One step taken, three waiting, one in the worker's hands.
-        assert source.made == 2 * 5
+        # One step taken, three waiting, one in the worker's hands; a step's batches are made at once.
+        assert source.made == 5
     assert running() == []
 
 

@@ -4,16 +4,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from data.corruption import corrupt, corrupt_numpy, keys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaswitch.data.rng import derive_each
-from megaswitch.data.spans import SpanPlan, corrupt, corrupt_numpy, noise_counts, plan_spans, random_spans_helper
+from megaswitch.data.denoise import Kind, Rule
+from megaswitch.data.objectives import span_corruption
+from megaswitch.data.spans import noise_counts, random_spans_helper
 from megaswitch.utils.errors import UserError
 
-
-def keys(count, seed=0):
-    return derive_each(seed, np.arange(count, dtype=np.uint64))
+FIRST_SENTINEL = 9999
 
 
 @given(
@@ -26,16 +26,17 @@ def test_twins_give_the_same_bits(length, seed, spare, rule):
     noise, spans = noise_counts(length, *rule)
     # Room from too small, where text is cut, to more than enough, where it is padded.
     room = max(length + spare - 1, 2)
-    plan = SpanPlan(length, noise, spans, room, room, 999)
+    rule = Rule(Kind.SPANS, length, noise, spans)
     raw = np.random.default_rng(seed).integers(2, 900, (3, length))
-    for ours, theirs in zip(corrupt_numpy(raw, keys(3, seed), plan), corrupt(raw, keys(3, seed), plan), strict=True):
+    arguments = (raw, keys(3, seed), rule, (room, room))
+    for ours, theirs in zip(corrupt_numpy(*arguments), corrupt(*arguments), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nothing_is_lost_and_nothing_doubled():
-    plan = plan_spans(512, 114, 9999)
-    raw = np.tile(np.arange(100, 100 + plan.raw_length), (20, 1))
-    inputs_BS, targets_BT = corrupt(raw, keys(20), plan)
+    plan = span_corruption(512, 114)
+    raw = np.tile(np.arange(100, 100 + plan.length), (20, 1))
+    inputs_BS, targets_BT = corrupt(raw, keys(20), plan, (512, 114), FIRST_SENTINEL)
     for inputs, targets in zip(inputs_BS, targets_BT, strict=True):
         assert inputs[-1] == targets[-1] == 1 and (inputs == 0).sum() == (targets == 0).sum() == 0
         sentinels = [i for i in inputs if i > 9000]
@@ -47,17 +48,17 @@ def test_nothing_is_lost_and_nothing_doubled():
 
 
 def test_each_position_is_masked_as_often_as_over_all_masks():
-    plan, samples = plan_spans(64, 14, 9999), 20_000
-    raw = np.tile(np.arange(100, 100 + plan.raw_length), (samples, 1))
-    _, targets_BT = corrupt(raw, keys(samples), plan)
-    counts = np.bincount(targets_BT[(targets_BT >= 100) & (targets_BT < 9000)] - 100, minlength=plan.raw_length)
+    plan, samples = span_corruption(64, 14), 20_000
+    raw = np.tile(np.arange(100, 100 + plan.length), (samples, 1))
+    _, targets_BT = corrupt(raw, keys(samples), plan, (64, 14), FIRST_SENTINEL)
+    counts = np.bincount(targets_BT[(targets_BT >= 100) & (targets_BT < 9000)] - 100, minlength=plan.length)
     assert counts.sum() == samples * plan.noise  # exactly so many in every sample
     # Every composition of 10 noise and of 60 other tokens in 3 parts is equally likely.
-    total, masks = np.zeros(plan.raw_length), 0
+    total, masks = np.zeros(plan.length), 0
     for noise_cuts in combinations(range(1, plan.noise), 2):
         noise = np.diff([0, *noise_cuts, plan.noise])
-        for other_cuts in combinations(range(1, plan.raw_length - plan.noise), 2):
-            ends = np.array([*other_cuts, plan.raw_length - plan.noise]) + np.cumsum(noise)
+        for other_cuts in combinations(range(1, plan.length - plan.noise), 2):
+            ends = np.array([*other_cuts, plan.length - plan.noise]) + np.cumsum(noise)
             for end, length in zip(ends, noise, strict=True):
                 total[end - length : end] += 1
             masks += 1
@@ -68,10 +69,10 @@ def test_each_position_is_masked_as_often_as_over_all_masks():
 def test_span_lengths_are_uniform_compositions():
     """Of 10 noise tokens in 3 spans the first has length k with probability C(9-k, 1) / C(9, 2) (10 items, 2 cuts in 9
     gaps)."""
-    plan = plan_spans(64, 14, 9999)
+    plan = span_corruption(64, 14)
     assert (plan.noise, plan.spans) == (10, 3)
-    raw = np.full((36_000, plan.raw_length), 7)
-    _, targets_BT = corrupt(raw, keys(36_000), plan)
+    raw = np.full((36_000, plan.length), 7)
+    _, targets_BT = corrupt(raw, keys(36_000), plan, (64, 14), FIRST_SENTINEL)
     first_lengths = np.argmax(targets_BT == 9998, axis=1) - 1
     counts = np.bincount(first_lengths, minlength=9)[1:]
     expected = np.array([9 - k for k in range(1, 9)]) * 1000
@@ -84,26 +85,26 @@ def test_lengths_of_the_presets():
 
 
 def test_a_longer_decoder_is_padded():
-    plan = plan_spans(64, 20, 9999)
-    _, targets_BT = corrupt(np.full((2, 70), 5), keys(2), plan)
+    plan = span_corruption(64, 20)
+    _, targets_BT = corrupt(np.full((2, 70), 5), keys(2), plan, (64, 20), FIRST_SENTINEL)
     assert (targets_BT[:, 13] == 1).all() and (targets_BT[:, 14:] == 0).all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((64, 13, 999), "set model.decoder_length to 14"),
-        ((4096, 4096, 9999), "100 sentinels"),
-        ((2, 50, 999), "too short to mask a span"),
-        ((9, 50, 999), "too short to mask a span"),
-        ((0, 50, 999), "too short to mask a span"),
-        ((64, 64, 999, 0.0), "data.noise_density"),
-        ((64, 64, 999, 1.0), "data.noise_density"),
-        ((64, 64, 999, float("nan")), "data.noise_density"),
-        ((64, 64, 999, 0.15, 0.5), "data.mean_span_length"),
-        ((32, 900, 999, 0.95, 1.0), "tokens to stand between"),
+        ((64, 13), "set model.decoder_length to 14"),
+        ((4096, 4096), "100 sentinels"),
+        ((2, 50), "too short to mask a span"),
+        ((9, 50), "too short to mask a span"),
+        ((0, 50), "too short to mask a span"),
+        ((64, 64, 0.0), "data.noise_density"),
+        ((64, 64, 1.0), "data.noise_density"),
+        ((64, 64, float("nan")), "data.noise_density"),
+        ((64, 64, 0.15, 0.5), "data.mean_span_length"),
+        ((32, 900, 0.95, 1.0), "tokens to stand between"),
     ],
 )
 def test_lengths_that_cannot_work_are_refused(arguments, says):
     with pytest.raises(UserError, match=says):
-        plan_spans(*arguments)
+        span_corruption(*arguments)

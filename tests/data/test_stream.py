@@ -1,4 +1,6 @@
-"""The sample index: each epoch shows every token once, in an order of its own, across borders too."""
+"""The stream: each epoch shows every token once, in an order of its own, across borders too; both readers read the same."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -6,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.data import _native
-from megaswitch.data.stream import Documents, Epoch, Stream, gather_numpy
+from megaswitch.data.batch import empty_batch
+from megaswitch.data.denoise import Kind, Rule
+from megaswitch.data.index import IndexStore
+from megaswitch.data.parts import Filler, Special, StreamPart
+from megaswitch.data.stream import Documents, Epochs, Stream
 from megaswitch.utils.errors import DataError
 
 
@@ -18,10 +24,26 @@ def documents(lengths, dtype=np.uint16):
     return Documents("corpus", tokens, np.arange(lengths_N.size), starts_N, lengths_N)
 
 
+def make_stream(lengths, seed, dtype=np.uint16):
+    docs = documents(lengths, dtype)
+    return Stream(docs, Epochs(docs.lengths_N, IndexStore(None), (), seed))
+
+
 def read(stream, position, count):
-    out = np.empty(count, np.int64)
-    stream.read(position, out)
-    return out.tolist()
+    return stream.read(position, count).tolist()
+
+
+def read_compiled(stream, within, length, vocab_size=1 << 17):
+    """Pieces by the compiled reader, put together again from prefix and rest."""
+    part = StreamPart(stream, [Rule(Kind.PREFIX, length, length - 1)])
+    filler = Filler(empty_batch(0, len(within), (length, length), packed=False), Special(1 << 20, vocab_size))
+    numbers = np.array(within)
+    part.fill(filler, np.arange(len(within)), numbers, np.arange(len(within), dtype=np.uint64))
+    filler.finish(2)
+    eos = 1  # token 1 may stand in the text too: what stands behind the last EOS is padding
+    rows = zip(filler.batch.encoder_ids_BS.tolist(), filler.batch.targets_BT.tolist(), strict=True)
+    sides = [[row[: len(row) - row[::-1].index(eos) - 1] for row in pair] for pair in rows]
+    return [inputs + targets for inputs, targets in sides]
 
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
@@ -29,7 +51,7 @@ lengths = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
 
 @given(lengths, st.integers(0, 5), st.integers(1, 40))
 def test_pieces_cover_every_epoch_exactly_once(lengths, seed, raw_length):
-    stream = Stream(documents(lengths), 1 << 16, seed)
+    stream = make_stream(lengths, seed)
     total = stream.num_tokens
     pieces = -(-3 * total // raw_length)
     tokens = [token for i in range(pieces) for token in read(stream, i * raw_length, raw_length)]
@@ -39,74 +61,124 @@ def test_pieces_cover_every_epoch_exactly_once(lengths, seed, raw_length):
 
 @given(lengths, st.integers(0, 100), st.integers(1, 50))
 def test_any_piece_can_be_read_alone(lengths, position, count):
-    stream = Stream(documents(lengths), 1 << 16, 3)
-    whole = read(stream, 0, position + count)
-    assert read(Stream(documents(lengths), 1 << 16, 3), position, count) == whole[position:]
+    whole = read(make_stream(lengths, 3), 0, position + count)
+    assert read(make_stream(lengths, 3), position, count) == whole[position:]
 
 
-@given(
-    lengths, st.integers(0, 200), st.integers(1, 60), st.sampled_from(["u1", "i1", "i2", "u2", "i4", "i8"]), st.data()
-)
-def test_twins_gather_the_same(lengths, offset, room, dtype, data):
-    docs = documents(lengths, dtype)
-    order_N = np.array(data.draw(st.permutations(range(len(lengths)))), np.int64)
-    epoch = Epoch(order_N, np.cumsum(docs.lengths_N[order_N]))
-    vocab = data.draw(st.integers(1, 120))
-    ours, theirs = np.full(room, -7), np.full(room, -7)
-    expected = gather_numpy(docs, epoch, offset, vocab, ours)
-    assert expected == _native.gather(docs.tokens, docs.starts_N, order_N, epoch.ends_N, offset, vocab, theirs)
-    assert ours.tolist() == theirs.tolist()
-    assert expected[0] == max(0, min(room, sum(lengths) - offset))
+@given(lengths, st.integers(0, 200), st.integers(2, 60), st.sampled_from(["u1", "i1", "i2", "u2", "i4", "i8"]))
+def test_twins_read_the_same(lengths, first, raw_length, dtype):
+    stream = make_stream(lengths, 4, dtype)
+    within = [first, first + 1, first + 7]
+    assert read_compiled(stream, within, raw_length) == [read(stream, w * raw_length, raw_length) for w in within]
+
+
+@given(lengths, st.integers(0, 40), st.lists(st.integers(2, 30), min_size=1, max_size=7))
+def test_rules_in_turn_cut_one_stream_without_gap(lengths, first, raw_lengths):
+    stream = make_stream(lengths, 4)
+    part = StreamPart(stream, [Rule(Kind.PREFIX, length, length - 1) for length in raw_lengths])
+    begins = part.position(np.arange(first, first + 20)).tolist()
+    assert part.position(np.zeros(1, np.int64)).tolist() == [0]
+    for i, (begin, end) in enumerate(zip(begins[:-1], begins[1:], strict=True)):
+        assert end - begin == raw_lengths[(first + i) % len(raw_lengths)]
+    assert part.position(np.array([part.num_samples]))[0] >= stream.num_tokens
+    assert part.position(np.array([part.num_samples - 1]))[0] < stream.num_tokens
 
 
 def test_documents_stay_whole_and_orders_differ():
-    stream = Stream(documents([5] * 40), 1 << 16, 1)
+    stream = make_stream([5] * 40, 1)
     epochs = [np.array(read(stream, e * 200, 200)).reshape(40, 5) for e in range(2)]
     for tokens in epochs:
         assert (np.diff(tokens, axis=1) == 1).all() and (tokens[:, 0] % 5 == 0).all()
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert read(Stream(documents([5] * 40), 1 << 16, 2), 0, 200) != epochs[0].reshape(-1).tolist()
+    assert read(make_stream([5] * 40, 2), 0, 200) != epochs[0].reshape(-1).tolist()
 
 
 def test_going_back_and_forth_changes_nothing():
-    stream = Stream(documents([3, 4, 5]), 1 << 16, 1)
-    first = [read(stream, e * 12, 12) for e in range(5)]
-    assert [read(stream, e * 12, 12) for e in (4, 0, 3, 1, 2)] == [first[e] for e in (4, 0, 3, 1, 2)]
+    stream = make_stream([3, 4, 5], 1)
+    first = [read(stream, e * 12, 12) for e in range(6)]
+    assert [read(stream, e * 12, 12) for e in (5, 0, 3, 1, 2, 4)] == first[5:] + [first[e] for e in (0, 3, 1, 2, 4)]
 
 
-def test_offsets_beyond_two_to_the_31():
-    # The lengths claim more tokens than a test can hold; only what lies in the array may be read.
+def test_threads_that_ask_at_once_get_the_same_epoch():
+    stream, found = make_stream([2] * 50_000, 1), []
+    threads = [threading.Thread(target=lambda: found.append(stream.epochs.get(7))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(epoch is found[0] for epoch in found)
+
+
+def test_an_epoch_made_ahead_is_the_one_that_is_asked_for():
+    stream, other = make_stream([1] * (1 << 18), 1), make_stream([1] * (1 << 18), 1)
+    stream.epochs.make_ahead(1)
+    np.testing.assert_array_equal(stream.epochs.get(1).order_N, other.epochs.get(1).order_N)
+
+
+def test_offsets_beyond_two_to_the_31(tmp_path):
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(2 * ((1 << 33) + 4))  # sparse: it takes no room
+        file.seek(2 << 33)
+        file.write(np.arange(5, 9, dtype="<u2").tobytes())
+    tokens = np.memmap(path, "<u2", mode="r").view(np.ndarray)
     lengths_N = np.array([1 << 33, 4], np.int64)
-    docs = Documents("corpus", np.arange(4, dtype=np.uint16), np.arange(2), np.array([-(1 << 33), 0]), lengths_N)
-    epoch = Epoch(np.arange(2), np.cumsum(lengths_N))
-    out = np.empty(4, np.int64)
-    copied = _native.gather(docs.tokens, docs.starts_N, epoch.order_N, epoch.ends_N, (1 << 33) + 1, 10, out)
-    assert copied == (3, -1, 0) and out[:3].tolist() == [1, 2, 3]
+    docs = Documents("corpus", tokens, np.arange(2), np.array([0, 1 << 33]), lengths_N)
+    stream = Stream(docs, Epochs(lengths_N, IndexStore(None), (), 0))
+    place = ((1 << 33) - 4) // 8 if stream.epochs.get(0).order_N[0] == 0 else 0
+    compiled = read_compiled(stream, [place, place + 1], 8)
+    assert compiled == [read(stream, 8 * w, 8) for w in (place, place + 1)]
+    assert any(5 in piece for piece in compiled)
 
 
-def test_reading_outside_the_file_is_an_error_not_a_crash():
-    order_N, ends_N = np.arange(1), np.array([100])
+def rows_of(starts, order, ends, offset=0, tokens=5):
+    batch = empty_batch(0, 1, (8, 8), packed=False)
+    rows = _native.Rows(batch.encoder_ids_BS, batch.targets_BT, batch.decoder_ids_BT, None, None)
+    numbers = [np.array(values, np.int64) for values in (starts, order, ends)]
+    zero, rules = np.zeros(1, np.int64), np.array([[2, 8, 7, 0, -1, 0]], np.int64)
+    rows.add_stream(
+        *(zero, np.arange(tokens, dtype=np.uint16), numbers[0], 10, [(numbers[1], numbers[2])], zero),
+        *(np.array([offset]), np.zeros(1, np.uint64), rules, zero, 9, 1),
+    )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("starts", "order", "ends", "offset"),
+    [
+        ([0], [0], [100], 0),
+        ([0], [0], [3], 0),  # the epoch ends, and there is no other
+        ([3], [0], [9], 0),
+        ([-5], [0], [9], 0),
+        ([1 << 62], [0], [9], 0),
+        ([0], [7], [9], 0),
+        ([0], [-1], [9], 0),
+        ([0, 0], [0, 1], [9, 5], 6),
+        ([0], [0], [9], -3),
+        ([0, 0], [0, 1], [-(1 << 63), 9], 0),
+        ([0], [0], [(1 << 63) - 1], (1 << 63) - 2),
+    ],
+)
+def test_reading_outside_the_file_is_an_error_not_a_crash(starts, order, ends, offset):
     with pytest.raises(IndexError, match="outside"):
-        _native.gather(np.arange(5, dtype=np.uint16), np.array([0]), order_N, ends_N, 0, 10, np.empty(50, np.int64))
+        rows_of(starts, order, ends, offset).make(1)
 
 
 def test_id_outside_the_vocabulary_names_the_document():
-    docs = documents([10, 10, 10])
-    docs.tokens[25] = 900
-    stream = Stream(docs, 900, 0)
-    with pytest.raises(
-        DataError, match=r"corpus\.bin: document 2 holds the id 900, but the model's vocabulary has 900"
-    ):
-        read(stream, 0, 30)
+    stream = make_stream([10, 10, 10], 0)
+    stream.documents.tokens[25] = 900
+    with pytest.raises(DataError, match=r"corpus\.bin: document 2 holds the id 900, but the model's vocabulary has 900"):
+        read_compiled(stream, [0], 30, vocab_size=900)
 
 
-def test_negative_id_names_the_document(without_extension):
-    docs = documents([10, 10], "i4")
-    docs.tokens[3] = -1
+@pytest.mark.parametrize("dtype", ["i1", "i4", "i8"])
+def test_negative_id_names_the_document(dtype):
+    stream = make_stream([10, 10], 0, dtype)
+    stream.documents.tokens[3] = -1
     with pytest.raises(DataError, match="document 0 holds the id -1"):
-        read(Stream(docs, 900, 0), 0, 20)
+        read_compiled(stream, [0], 20, vocab_size=900)
 
 
 def test_no_tokens_is_refused():
     with pytest.raises(DataError, match="no tokens"):
-        Stream(documents([0, 0]), 900, 0)
+        make_stream([0, 0], 0)

@@ -6,16 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.corruption import corrupt, keys
 
 from megaswitch.data import spans
-from megaswitch.data.spans import (
-    SpanPlan,
-    corrupt,
-    mask_from_indicators,
-    noise_counts,
-    random_spans_helper,
-    replace_runs,
-)
+from megaswitch.data.denoise import Kind, Rule, denoise_numpy
+from megaswitch.data.spans import mask_from_indicators, noise_counts, random_spans_helper, replace_runs
 
 VECTORS = Path(os.environ.get("MEGASWITCH_GOLDEN") or Path(__file__).parent / "vectors")
 FIRST_SENTINEL = 32_099
@@ -77,18 +72,18 @@ def test_numpy_corruption_with_the_published_indicators(case, monkeypatch):
     drawn = iter([case["first_noise"], case["first_nonnoise"]])
     monkeypatch.setattr(spans, "draw_indicators", lambda items, segments, key: next(drawn))
     tokens, inputs, targets = case["tokens"], case["inputs"], case["targets"]
-    plan = SpanPlan(tokens.size, *noise_counts(tokens.size), inputs.size, targets.size, FIRST_SENTINEL)
-    ours = spans.corrupt_numpy(tokens[None], np.zeros(1, np.uint64), plan)
-    np.testing.assert_array_equal(ours[0][0], inputs)
-    np.testing.assert_array_equal(ours[1][0], targets)
+    rule = Rule(Kind.SPANS, tokens.size, *noise_counts(tokens.size))
+    ours = denoise_numpy(rule, tokens, 0, FIRST_SENTINEL)
+    np.testing.assert_array_equal(ours[0], inputs)
+    np.testing.assert_array_equal(ours[1], targets)
 
 
 def test_compiled_corruption_obeys_the_published_rule():
     """The mask that a compiled sample used is read back from its sentinels; the rule applied to it gives the sample."""
     case = dict(cases())["0"]
     tokens = np.arange(200, 200 + case["tokens"].size)  # distinct, below every sentinel
-    plan = SpanPlan(tokens.size, *noise_counts(tokens.size), case["inputs"].size, case["targets"].size, FIRST_SENTINEL)
-    inputs_BS, targets_BT = corrupt(np.tile(tokens, (16, 1)), np.arange(16, dtype=np.uint64), plan)
+    rule, lengths = Rule(Kind.SPANS, tokens.size, *noise_counts(tokens.size)), (case["inputs"].size, case["targets"].size)
+    inputs_BS, targets_BT = corrupt(np.tile(tokens, (16, 1)), keys(16), rule, lengths, FIRST_SENTINEL)
     for inputs, targets in zip(inputs_BS, targets_BT, strict=True):
         mask = ~np.isin(tokens, inputs)
         np.testing.assert_array_equal(replace_runs(tokens, mask, FIRST_SENTINEL), inputs)

@@ -84,6 +84,8 @@ AT_LEAST_0 = [
     "checkpoint.keep",
     "checkpoint.keep_every",
     "checkpoint.keep_best",
+    "data.temperature",
+    "data.threads",
     "run.threads",
     "log.images_every",
 ]

@@ -14,7 +14,7 @@ from megaswitch.train.config import EvalConfig, LogConfig, RunConfig
 from megaswitch.train.loop import train
 
 KEYS = {
-    *("step", "samples", "loss", "nll", "aux_loss", "z_loss", "router_z_loss", "dropped", "grad_norm", "lr"),
+    *("step", "samples", "epochs", "loss", "nll", "aux_loss", "z_loss", "router_z_loss", "dropped", "grad_norm", "lr"),
     "tokens_per_s",
 }
 VALIDATION = {"valid_nll", "valid_content_nll"}

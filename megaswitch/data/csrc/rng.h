@@ -1,6 +1,7 @@
 // Counter-based integer generator; the numpy twin with the reasons is megaswitch/data/rng.py. Both must give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -28,12 +29,20 @@ inline std::uint64_t bounded(std::uint64_t key, std::uint64_t counter, std::uint
   }
 }
 
-// Fisher-Yates from the last place down; the partner of place i is draw i.
+// Fisher-Yates from the last place down; the partner of place i is draw i. Partners are known before they are needed, so that
+// memory is asked for them early.
 template <typename T>
 void shuffle(T* values, std::int64_t count, std::uint64_t key) {
-  for (std::int64_t place = count - 1; place > 0; --place) {
-    const auto partner = static_cast<std::int64_t>(bounded(key, place, static_cast<std::uint64_t>(place) + 1));
-    std::swap(values[place], values[partner]);
+  constexpr std::int64_t kAhead = 32;
+  std::int64_t partners[kAhead];
+  for (std::int64_t last = count - 1; last > 0; last -= kAhead) {
+    const std::int64_t many = std::min(kAhead, last);
+    for (std::int64_t i = 0; i < many; ++i) {
+      const auto place = static_cast<std::uint64_t>(last - i);
+      partners[i] = static_cast<std::int64_t>(bounded(key, place, place + 1));
+      __builtin_prefetch(values + partners[i], 1);
+    }
+    for (std::int64_t i = 0; i < many; ++i) std::swap(values[last - i], values[partners[i]]);
   }
 }
 

@@ -1,0 +1,118 @@
+#include "denoise.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "rng.h"
+
+namespace megaswitch {
+namespace {
+
+// Lengths of `segments` non-empty parts of `items`, all compositions alike: first-of-segment marks in `segments - 1` of the places
+// 1 .. items - 1, chosen without repetition (Floyd). Written to every second place of `runs` from `at` on.
+void draw_lengths(std::int64_t items, std::int64_t segments, std::uint64_t key, std::vector<std::uint8_t>& first,
+                  std::int64_t* runs) {
+  first.assign(static_cast<std::size_t>(items) + 1, 0);
+  const std::int64_t places = items - 1;
+  for (std::int64_t j = places - (segments - 1); j < places; ++j) {
+    const auto drawn = static_cast<std::int64_t>(bounded(key, static_cast<std::uint64_t>(j), static_cast<std::uint64_t>(j) + 1));
+    std::uint8_t& mark = first[static_cast<std::size_t>(drawn) + 1];
+    (mark != 0 ? first[static_cast<std::size_t>(j) + 1] : mark) = 1;
+  }
+  first[static_cast<std::size_t>(items)] = 1;
+  std::int64_t begin = 0;
+  for (std::int64_t segment = 0; segment < segments; ++segment) {
+    const void* found = std::memchr(first.data() + begin + 1, 1, static_cast<std::size_t>(items - begin));
+    const std::int64_t end = static_cast<const std::uint8_t*>(found) - first.data();
+    runs[2 * segment] = end - begin;
+    begin = end;
+  }
+}
+
+// Runs in turn: text, noise, text, noise ...
+void draw_spans(const Rule& rule, std::uint64_t key, Scratch& scratch) {
+  const std::int64_t length = std::max<std::int64_t>(rule.length, 2);
+  scratch.runs.resize(static_cast<std::size_t>(2 * rule.spans));
+  draw_lengths(rule.noise, rule.spans, derive(key, 1), scratch.first, scratch.runs.data() + 1);
+  draw_lengths(length - rule.noise, rule.spans, derive(key, 2), scratch.first, scratch.runs.data());
+}
+
+// Each token by itself, but for the first, and for what would begin a run beyond the most.
+void draw_independent(const Rule& rule, std::uint64_t key, Scratch& scratch) {
+  scratch.runs.assign(1, 1);
+  const std::uint64_t own = derive(key, 1);
+  for (std::int64_t i = 1; i < rule.length; ++i) {
+    const bool inside = scratch.runs.size() % 2 == 0;
+    const bool full = !inside && static_cast<std::int64_t>(scratch.runs.size() / 2) >= rule.spans;
+    const bool hidden = !full && static_cast<std::int64_t>(draw(own, static_cast<std::uint64_t>(i)) >> 11) < rule.threshold;
+    if (hidden != inside) scratch.runs.push_back(0);
+    ++scratch.runs.back();
+  }
+}
+
+void write_runs(const Rule& rule, const Special& special, const std::int64_t* tokens, const Scratch& scratch,
+                Cursor& inputs, Cursor& targets) {
+  std::int64_t place = 0, sentinel = special.first_sentinel;
+  for (std::size_t run = 0; run < scratch.runs.size() && place < rule.length; ++run) {
+    const std::int64_t count = std::min(scratch.runs[run], rule.length - place);
+    const bool noise = run % 2 == 1;
+    (noise ? targets : inputs).copy(tokens + place, count);
+    (noise ? inputs : targets).put(noise ? sentinel-- : sentinel);
+    place += count;
+  }
+}
+
+void write_prefix(const Rule& rule, const std::int64_t* tokens, std::uint64_t key, Cursor& inputs, Cursor& targets) {
+  const auto most = static_cast<std::uint64_t>(rule.noise);
+  const auto behind = static_cast<std::int64_t>(bounded(derive(key, 1), 0, most)) + 1;
+  inputs.copy(tokens, rule.length - behind);
+  targets.copy(tokens + rule.length - behind, behind);
+}
+
+}  // namespace
+
+void Cursor::put(std::int64_t id) { copy(&id, 1); }
+
+void Cursor::copy(const std::int64_t* ids, std::int64_t count) {
+  count = std::min(count, room_ - 1 - filled_);
+  if (count <= 0) return;
+  std::copy_n(ids, count, out_ + filled_);
+  filled_ += count;
+}
+
+void Cursor::close(std::int64_t eos) {
+  if (room_ > 0) out_[filled_++] = eos;
+}
+
+bool is_possible(const Rule& rule) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 40;
+  if (rule.length < 1 || rule.length > kMost) return false;
+  switch (rule.kind) {
+    case Kind::spans: {
+      const std::int64_t length = std::max<std::int64_t>(rule.length, 2);
+      return rule.spans > 0 && rule.noise >= rule.spans && rule.noise < length && rule.spans <= length - rule.noise;
+    }
+    case Kind::independent: return rule.spans > 0;
+    case Kind::prefix: return rule.noise > 0 && rule.noise < rule.length;
+  }
+  return false;
+}
+
+void denoise(const Rule& rule, const Special& special, const std::int64_t* tokens, std::uint64_t key, Scratch& scratch,
+             Cursor& inputs, Cursor& targets) {
+  if (rule.mode >= 0) inputs.put(rule.mode);
+  if (rule.kind == Kind::prefix) {
+    write_prefix(rule, tokens, key, inputs, targets);
+  } else {
+    if (rule.kind == Kind::spans) {
+      draw_spans(rule, key, scratch);
+    } else {
+      draw_independent(rule, key, scratch);
+    }
+    write_runs(rule, special, tokens, scratch, inputs, targets);
+  }
+  inputs.close(special.eos);
+  targets.close(special.eos);
+}
+
+}  // namespace megaswitch
