@@ -9,7 +9,7 @@ def _main() -> int:
     # inspect.py in it would stand for the standard module of that name.
     here = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [os.path.dirname(here), *(path for path in sys.path if os.path.realpath(path or ".") != here)]
-    from megaswitch.data.prep.preprocess import main
+    from megaswitch.data.prep.preprocess_command import main
 
     return main()
 

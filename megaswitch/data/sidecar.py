@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megaswitch.utils.errors import DataError, MissingInputError
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+BLOCK_BYTES = 1 << 26
 _CHUNK = 1 << 22
 
 
@@ -50,6 +52,9 @@ class Sidecar:
     options: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     """xxh3-128 of the files, by their ending: `bin`, `idx`."""
+
+    blocks: list[str] = field(default_factory=list)
+    """xxh3-64 of each 64 MiB of the `.bin`, so that damage can be found and told by its place."""
 
     format_version: int = FORMAT_VERSION
 
@@ -96,13 +101,44 @@ def _parse(path: Path, content: Any) -> Sidecar:
     return sidecar
 
 
-def file_checksum(path: Path) -> str:
-    """xxh3-128 of a file, hexadecimal; MissingInputError where it is not there."""
-    digest = xxhash.xxh3_128()
+class BlockDigest:
+    """Checksums of a stream of bytes: of the whole and of every `BLOCK_BYTES` of it."""
+
+    def __init__(self) -> None:
+        self._whole = xxhash.xxh3_128()
+        self._block = xxhash.xxh3_64()
+        self._in_block = 0
+        self._blocks: list[str] = []
+
+    def update(self, content: bytes | memoryview) -> None:
+        """The next bytes."""
+        view = memoryview(content)
+        self._whole.update(view)
+        while len(view):
+            piece, view = view[: BLOCK_BYTES - self._in_block], view[BLOCK_BYTES - self._in_block :]
+            self._block.update(piece)
+            self._in_block += len(piece)
+            if self._in_block == BLOCK_BYTES:
+                self._blocks.append(self._block.hexdigest())
+                self._block, self._in_block = xxhash.xxh3_64(), 0
+
+    def whole(self) -> str:
+        """xxh3-128 of all bytes so far, hexadecimal."""
+        return str(self._whole.hexdigest())
+
+    def blocks(self) -> list[str]:
+        """xxh3-64 of each block, hexadecimal; the last may be short."""
+        return [*self._blocks, self._block.hexdigest()] if self._in_block else list(self._blocks)
+
+
+def file_digest(path: Path, advance: Callable[[int], None] = lambda size: None) -> BlockDigest:
+    """The checksums of a file; `advance` is told of each piece's size. MissingInputError where it is not there."""
+    digest = BlockDigest()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                advance(len(piece))
     except FileNotFoundError:
         raise MissingInputError(f"{path} is missing") from None
-    return str(digest.hexdigest())
+    return digest

@@ -1,19 +1,24 @@
 """The vocabulary: a sentencepiece model with T5's special pieces (pad 0, EOS 1, unknown 2, no BOS) and 100 sentinels
 above its pieces.
 
-A model of N pieces gives N + 100 ids; `<extra_id_0>` is the last id, `<extra_id_99>` is N.
+A model of N pieces gives N + 100 ids; `<extra_id_0>` is the last id, `<extra_id_99>` is N. T5's own model is of this
+kind (32,000 pieces); mT5's holds the sentinels as its last 100 pieces, and then no more are added (250,100 ids).
+Models pad their tables beyond the last id (T5 to 32,128, mT5 to 250,112), which changes no id.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import sentencepiece
 import xxhash
+from numpy.typing import NDArray
 
 from megaswitch.data.sidecar import TokenizerFacts
 from megaswitch.data.spans import NUM_SENTINELS
@@ -21,6 +26,14 @@ from megaswitch.utils.errors import DataError, MissingInputError
 
 OnBad = Literal["refuse", "replace"]
 
+SPACE = "\u2581"
+"""What sentencepiece writes for a space."""
+
+LONGEST_AT_ONCE = 1 << 20
+"""Characters beyond which a text is encoded in parts, so that memory stays bounded: encoding takes some 30 bytes a
+character."""
+
+_CUTS = " \n"
 _SENTINEL = re.compile(r"<extra_id_(\d{1,2})>")
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2, "bos": -1}
 
@@ -43,12 +56,9 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise DataError(f"{path} is not a sentencepiece model ({error})") from None
-        self._check()
-
-    @property
-    def num_pieces(self) -> int:
+        self.num_pieces: int = self._count_pieces()
         """Pieces in the `.model`, sentinels not counted."""
-        return int(self._processor.get_piece_size())
+        self._check()
 
     @property
     def vocab_size(self) -> int:
@@ -80,6 +90,29 @@ class Tokenizer:
         ids: list[list[int]] = self._processor.encode(clean, out_type=int, num_threads=1)
         return ids
 
+    def encode_arrays(self, texts: list[str], threads: int = 1) -> list[NDArray[np.int32]]:
+        """Ids of many texts without EOS as int32 arrays, which spares making Python's integers; on `threads` threads.
+
+        Texts hold no lone surrogates. What is normalised is normalised here, by the model's own rule (NFKC for T5's),
+        and nowhere else.
+        """
+        if max(map(len, texts), default=0) > LONGEST_AT_ONCE and self._splits_at_spaces:
+            cut = [list(_cut(text)) for text in texts]
+            pieces = iter(self._encode([piece for part in cut for piece in part], threads))
+            return [np.concatenate([next(pieces) for _ in part]) for part in cut]
+        return self._encode(texts, threads)
+
+    def _encode(self, texts: list[str], threads: int) -> list[NDArray[np.int32]]:
+        ids: list[NDArray[np.int32]] = self._processor.encode(texts, out_type="numpy", num_threads=threads)
+        return ids
+
+    @cached_property
+    def _splits_at_spaces(self) -> bool:
+        """Whether no piece spans a space: then a text may be cut before one, and its parts give the same ids."""
+        pieces = (str(self._processor.id_to_piece(i)) for i in range(self.num_pieces))
+        alike = (self.encode(f"a{c}a") == self.encode("a") + self.encode(f"{c}a") for c in _CUTS)
+        return all(alike) and not any(SPACE in piece.lstrip(SPACE) for piece in pieces)
+
     def encode_masked(self, text: str) -> list[int]:
         """`encode` of text in which `<extra_id_k>` stands for sentinel k."""
         ids: list[int] = []
@@ -100,13 +133,29 @@ class Tokenizer:
     def _decode_run(self, run: list[int], first: bool) -> str:
         decoded: str = self._processor.decode(run)
         words = [i for i in run if not self._processor.is_control(i)]
-        spaced = bool(words) and self._processor.id_to_piece(words[0]).startswith("\u2581")
+        spaced = bool(words) and self._processor.id_to_piece(words[0]).startswith(SPACE)
         return decoded if first or not spaced else f" {decoded}"
 
     def _name(self, number: int) -> str:
         if self.num_pieces <= number < self.vocab_size:
             return f"<extra_id_{self.vocab_size - 1 - number}>"
         return f"<id_{number}>"
+
+    def _count_pieces(self) -> int:
+        """All pieces of the model, less the sentinels where they are its last ones; DataError for sentinels
+        elsewhere."""
+        size = int(self._processor.get_piece_size())
+        first = size - NUM_SENTINELS
+        last = [str(self._processor.id_to_piece(i)).lstrip(SPACE) for i in range(max(first, 0), size)]
+        if last == [f"<extra_id_{number}>" for number in reversed(range(NUM_SENTINELS))]:
+            return first
+        unknown = self._processor.unk_id()
+        if any(self._processor.piece_to_id(f"{space}<extra_id_0>") != unknown for space in ("", SPACE)):
+            raise DataError(
+                f"{self.path} holds sentinels among its pieces, not as its last {NUM_SENTINELS} in T5's order "
+                "(<extra_id_99> to <extra_id_0>); use a model without them"
+            )
+        return size
 
     def _check(self) -> None:
         processor = self._processor
@@ -115,10 +164,6 @@ class Tokenizer:
             raise DataError(
                 f"{self.path} has other special pieces than T5's: found {found}, need {_SPECIAL}; train one with "
                 "data_prep/train_tokenizer.py"
-            )
-        if processor.piece_to_id("<extra_id_0>") != processor.unk_id():
-            raise DataError(
-                f"{self.path} holds sentinels among its pieces; here they stand above the pieces, as in T5's own model"
             )
 
 
@@ -129,3 +174,14 @@ def repair(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _cut(text: str) -> Iterable[str]:
+    """Parts of at most `LONGEST_AT_ONCE` characters, cut before a space, and within a word that is longer."""
+    start = 0
+    while len(text) - start > LONGEST_AT_ONCE:
+        end = max(text.rfind(c, start + 1, start + LONGEST_AT_ONCE) for c in _CUTS)
+        end = end if end > 0 else start + LONGEST_AT_ONCE
+        yield text[start:end]
+        start = end
+    yield text[start:]

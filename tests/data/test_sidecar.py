@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from megaswitch.data.indexed import IndexedCorpus
-from megaswitch.data.sidecar import FORMAT_VERSION, file_checksum, read_sidecar
+from megaswitch.data.sidecar import BLOCK_BYTES, FORMAT_VERSION, BlockDigest, file_digest, read_sidecar
 from megaswitch.utils.errors import DataError, MissingInputError
 
 
@@ -26,9 +26,25 @@ def file_checksum_of(prefix, ending):
         return xxhash.xxh3_128_hexdigest(file.read())
 
 
+def test_checksums_of_blocks(tmp_path):
+    """Whatever the pieces in which the bytes come."""
+    import xxhash
+
+    content = bytes(range(256)) * (BLOCK_BYTES // 256) + b"tail"
+    (tmp_path / "x").write_bytes(content)
+    whole = file_digest(tmp_path / "x")
+    by_hand = [xxhash.xxh3_64_hexdigest(part) for part in (content[:BLOCK_BYTES], b"tail")]
+    assert whole.blocks() == by_hand and whole.whole() == xxhash.xxh3_128_hexdigest(content)
+    uneven = BlockDigest()
+    for part in (content[:5], content[5 : BLOCK_BYTES - 1], content[BLOCK_BYTES - 1 :], b""):
+        uneven.update(part)
+    assert (uneven.blocks(), uneven.whole()) == (by_hand, whole.whole())
+    assert BlockDigest().blocks() == []
+
+
 def test_checksum_of_a_missing_file(tmp_path):
     with pytest.raises(MissingInputError, match=r"gone\.bin"):
-        file_checksum(tmp_path / "gone.bin")
+        file_digest(tmp_path / "gone.bin")
 
 
 def test_counts_of_another_corpus_are_refused(make_corpus):

@@ -1,6 +1,7 @@
 """The tokenizer: T5's special pieces, sentinels above the pieces, text that is no Unicode, files that are no models."""
 
 import io
+import unicodedata
 
 import pytest
 import sentencepiece
@@ -75,6 +76,7 @@ def test_lone_surrogates_are_refused_or_replaced(tokenizer):
         ({"pad_id": -1, "unk_id": 0}, "other special pieces"),
         ({"bos_id": 3}, "other special pieces"),
         ({"user_defined_symbols": ["<extra_id_0>"]}, "sentinels among its pieces"),
+        ({"user_defined_symbols": [f"<extra_id_{i}>" for i in range(100)], "vocab_size": 140}, "not as its last 100"),
     ],
 )
 def test_models_of_other_rules_are_refused(settings, says, tmp_path):
@@ -93,3 +95,56 @@ def test_files_that_are_no_models_are_refused(content, tmp_path):
 def test_missing_model(tmp_path):
     with pytest.raises(MissingInputError, match=r"gone\.model cannot be read: No such file"):
         Tokenizer(tmp_path / "gone.model")
+
+
+def with_pieces(model, pieces):
+    """A serialized model with user-defined pieces behind its own, by the wire format of protocol buffers."""
+    for piece in pieces:
+        text = piece.encode()
+        inner = b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\0\0" + b"\x18\x04"
+        model += b"\x0a" + bytes([len(inner)]) + inner
+    return model
+
+
+@pytest.mark.parametrize("mark", ["", "\u2581"])
+def test_a_model_that_holds_its_sentinels_as_mt5s_does(mark, tokenizer, tmp_path):
+    inside = with_pieces(trained(), [f"{mark}<extra_id_{i}>" for i in reversed(range(100))])
+    (tmp_path / "m.model").write_bytes(inside)
+    other = Tokenizer(tmp_path / "m.model")
+    assert (other.num_pieces, other.vocab_size) == (40, 140) and other.facts.vocab_size == tokenizer.vocab_size
+    assert (other.sentinel(0), other.sentinel(99)) == (139, 40)
+    masked = "the quick <extra_id_0> jumps over <extra_id_12>"
+    assert other.encode_masked(masked) == tokenizer.encode_masked(masked)
+    assert other.decode(other.encode_masked(masked)) == masked
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_arrays_hold_the_same_ids(tokenizer):
+    texts = ["the fox", "", "a dog", "caf\u00e9 \ufb01ne \u2460", "  two  spaces \n and a line "]
+    for threads in (1, 2):
+        assert [ids.tolist() for ids in tokenizer.encode_arrays(texts, threads)] == tokenizer.encode_batch(texts)
+
+
+def test_text_is_normalised_once_by_the_models_rule(tokenizer):
+    """NFKC is sentencepiece's own; what NFKC makes of a text gives the same ids, and nothing is done before."""
+    text = "\ufb01lls the m\u1d52del \uff41 \u2075"
+    assert tokenizer.encode(text) == tokenizer.encode(unicodedata.normalize("NFKC", text))
+    kept = "\u2028"  # NFKC leaves the line separator alone, sentencepiece's rule makes it a space
+    assert tokenizer.encode(f"the{kept}fox") == tokenizer.encode("the fox")
+
+
+def test_long_texts_are_encoded_in_parts_with_the_same_ids(tokenizer, monkeypatch):
+    monkeypatch.setattr("megaswitch.data.tokenizer.LONGEST_AT_ONCE", 50)
+    texts = [" ".join(LINES[:40]), "short", "\n".join(LINES[40:50]), " ".join(f"  {line} " for line in LINES[:9])]
+    assert [ids.tolist() for ids in tokenizer.encode_arrays(texts)] == tokenizer.encode_batch(texts)
+    word = "x" * 120  # no space to cut at: still all of it, in parts
+    assert len(tokenizer.encode_arrays([word])[0]) >= len(tokenizer.encode(word))
+
+
+def test_models_whose_pieces_span_spaces_are_not_cut(tmp_path, monkeypatch):
+    (tmp_path / "m.model").write_bytes(trained(split_by_whitespace=False, vocab_size=60))
+    tokenizer = Tokenizer(tmp_path / "m.model")
+    monkeypatch.setattr("megaswitch.data.tokenizer.LONGEST_AT_ONCE", 50)
+    text = " ".join(LINES[:40])
+    assert tokenizer.encode_arrays([text])[0].tolist() == tokenizer.encode(text)
+    assert not tokenizer._splits_at_spaces

@@ -1,6 +1,8 @@
 """Writing: whole or not at all, the old corpus safe until the new one is ready, refusals of the system translated."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +90,35 @@ def test_several_files_appear_together_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
     write_files({tmp_path / "a": b"1", tmp_path / "folder" / "b": b"2"})
     assert (tmp_path / "folder" / "b").read_bytes() == b"2" and sorted(os.listdir(tmp_path)) == ["a", "file", "folder"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    (tmp_path / "x.bin.tmp-dead").write_bytes(b"1")
+    (tmp_path / "x.idx.tmp-dead").write_bytes(b"1")
+    (tmp_path / "xy.bin.tmp-dead").write_bytes(b"1")
+    with IndexedWriter(tmp_path / "x", np.dtype("<u2")) as first:
+        first.add_document([1])
+        assert sorted(name[:7] for name in os.listdir(tmp_path)) == ["x.bin.t", "xy.bin."]
+        with IndexedWriter(tmp_path / "x", np.dtype("<u2")) as second:
+            second.add_document([2])
+            second.finish()
+        first.finish()
+    assert IndexedCorpus(tmp_path / "x").document(0).tolist() == [1]
+
+
+def test_memory_does_not_grow_with_the_documents(tmp_path):
+    """Four million documents, whose index takes 80 MB, in a process that may grow by some 40."""
+    code = """
+import resource, sys
+import numpy as np
+from megaswitch.data.writer import IndexedWriter
+with IndexedWriter(sys.argv[1], np.dtype("<u2")) as writer:
+    for part in range(40):
+        if part == 4:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        writer.add_documents(np.ones(100_000, np.uint16), np.ones(100_000, np.int64))
+    writer.finish()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+    assert (tmp_path / "x.idx").stat().st_size == 34 + 20 * 4_000_000 + 8 and float(done.stdout) < 50

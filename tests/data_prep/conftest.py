@@ -3,7 +3,12 @@
 import orjson
 import pytest
 
-from megaswitch.data.prep.train_tokenizer import TrainingOptions, sentences, train
+from megaswitch.data.prep.documents import Reader, Reading
+from megaswitch.data.prep.inputs import find
+from megaswitch.data.prep.records import Slice
+from megaswitch.data.prep.report import Report, Summary
+from megaswitch.data.prep.sampling import sentences
+from megaswitch.data.prep.train_tokenizer import TrainingOptions, train
 
 TEXT = """
 Return the index of the first element in the list that is equal to the given value.
@@ -40,3 +45,19 @@ def lines_of_text():
     """Many different documents of real words; a tuple, so that no test changes another's."""
     words = TEXT.split()
     return tuple(" ".join(words[(i * k) % len(words)] for k in range(1, 5 + i % 17)) for i in range(3000))
+
+
+@pytest.fixture
+def read():
+    """Reads inputs as a command does and returns their documents and the joined report."""
+
+    def read_all(*inputs, chosen="", **options):
+        summary, texts = Summary(), []
+        reading = Reading(**options)
+        for source in find([str(item) for item in inputs], chosen):
+            report, part = Report(), Slice(source)
+            texts += [text for block in Reader(reading, report).texts(part) for text in block]
+            summary.add((part,), report)
+        return texts, summary
+
+    return read_all

@@ -1,14 +1,16 @@
 """The commands that look at corpora: what is shown, what damage is found, what is joined."""
 
 import os
+from fractions import Fraction
 
 import numpy as np
 import orjson
 import pytest
 
 from megaswitch.data.indexed import IndexedCorpus
-from megaswitch.data.prep import merge, show, verify
+from megaswitch.data.prep import merge, show, split, verify
 from megaswitch.data.sidecar import TokenizerFacts
+from megaswitch.data.split import split_documents
 from megaswitch.data.tokenizer import Tokenizer
 from megaswitch.data.writer import IndexedWriter
 
@@ -38,11 +40,16 @@ def test_inspect_shows_counts_first(prefix, model, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == [f"document {i}: {TEXTS[i]}" for i in range(2)]
 
 
+def test_inspect_shows_any_documents(prefix, model, capsys):
+    assert show.main([prefix, "--tokenizer", model, "--from", "1", "--documents", "9"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"document {i}: {TEXTS[i]}" for i in (1, 2)]
+
+
 def test_inspect_as_json(prefix, model, capsys):
     assert show.main([prefix, "--json", "--documents", "1"]) == 0
     shown = orjson.loads(capsys.readouterr().out)
     assert list(shown)[:3] == ["sequences", "documents", "tokens"] and shown["documents"] == 3
-    assert shown["first_documents"] == [Tokenizer(model).encode(TEXTS[0])] and shown["vocab_size"] == 220
+    assert shown["shown"] == [Tokenizer(model).encode(TEXTS[0])] and shown["vocab_size"] == 220
 
 
 def test_another_tokenizer_is_refused(model, tmp_path, capsys):
@@ -130,3 +137,69 @@ def test_merge_refuses_what_does_not_fit(prefix, tmp_path, capsys):
     assert merge.main([prefix, "--output", prefix]) == 64
     assert merge.main([prefix, "gone", "--output", str(tmp_path / "all")]) == 66
     assert not any(name.startswith("all") for name in os.listdir(tmp_path))
+
+
+def test_verify_names_the_damaged_blocks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("megaswitch.data.sidecar.BLOCK_BYTES", 100)
+    prefix = write(tmp_path / "x", [list(range(100, 140))] * 10, TokenizerFacts("0" * 32, 120))
+    with open(f"{prefix}.bin", "r+b") as file:
+        file.seek(332)
+        file.write(b"\0")
+    assert verify.main([prefix]) == 65
+    assert "in its blocks of 64 MiB number 3" in capsys.readouterr().err
+
+
+def test_merge_refuses_damaged_ids(prefix, tmp_path, capsys):
+    with open(f"{prefix}.bin", "r+b") as file:
+        file.write(b"\7\0\7\0")
+    assert merge.main([prefix, prefix, "--output", str(tmp_path / "all")]) == 65
+    assert "checksum" in capsys.readouterr().err and not os.path.exists(tmp_path / "all.idx")
+
+
+def contents(prefix):
+    return [open(f"{prefix}.{ending}", "rb").read() for ending in ("bin", "idx")]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7, 200])
+def test_parts_joined_are_the_whole(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "_SEQUENCES_AT_ONCE", 16)
+    rng = np.random.default_rng(parts)
+    lengths = [5000, *rng.integers(1, 300, 199).tolist()]  # the first is longer than most parts
+    whole = write(tmp_path / "x", [rng.integers(3, 99, n).tolist() for n in lengths], TokenizerFacts("0" * 32, 120))
+    assert split.main([whole, "--parts", str(parts), "--output", str(tmp_path / "p")]) == 0
+    prefixes = [f"{tmp_path}/p-{number:05d}" for number in range(parts)]
+    tokens = [IndexedCorpus(prefix).num_tokens for prefix in prefixes]
+    if parts <= 7:
+        assert max(tokens) <= max(5000, sum(lengths) / parts) + 300
+    merge.merge(prefixes, str(tmp_path / "again"))
+    assert contents(tmp_path / "again") == contents(whole)
+    assert all(IndexedCorpus(prefix).sidecar.tokenizer.pieces == 120 for prefix in prefixes)
+
+
+def test_shares_take_documents_by_number(tmp_path):
+    whole = write(tmp_path / "x", [[d] * (d % 3 + 1) for d in range(3, 203)], TokenizerFacts("0" * 32, 120))
+    arguments = [whole, "--shares", "train=0.9", "valid=0.1", "--output", str(tmp_path / "x")]
+    assert split.main(arguments) == 0
+    train, valid = (IndexedCorpus(tmp_path / f"x-{name}") for name in ("train", "valid"))
+    shown = [[corpus.document(d).tolist() for d in range(corpus.num_documents)] for corpus in (train, valid)]
+    assert [len(part) for part in shown] == [180, 20] and all(part == sorted(part) for part in shown)
+    assert sorted(shown[0] + shown[1]) == [[d] * (d % 3 + 1) for d in range(3, 203)]
+    chosen = split_documents(200, (Fraction(9, 10), Fraction(1, 10)))[1]
+    assert [ids[0] - 3 for ids in shown[1]] == chosen.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--parts", "4"], 64),
+        (["--shares", "train"], 64),
+        (["--shares", "a=0"], 64),
+        (["--shares", "a=1", "b=x"], 64),
+        (["--shares", "a=1", "b=0"], 64),
+        (["--shares", "../a=1"], 64),
+    ],
+)
+def test_split_refuses_what_makes_no_sense(arguments, code, prefix, tmp_path, capsys):
+    before = sorted(os.listdir(tmp_path))
+    assert split.main([prefix, *arguments, "--output", str(tmp_path / "p")]) == code
+    assert sorted(os.listdir(tmp_path)) == before

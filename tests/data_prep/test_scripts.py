@@ -18,7 +18,8 @@ def run(*arguments, cwd=ROOT, script):
 
 
 def test_all_scripts_are_known():
-    assert SCRIPTS == ["collect.py", "inspect.py", "merge.py", "preprocess.py", "train_tokenizer.py", "verify.py"]
+    known = ["collect", "inspect", "merge", "preprocess", "split", "train_tokenizer", "verify"]
+    assert [name for name in SCRIPTS if name != "build_index.py"] == [f"{name}.py" for name in known]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -38,7 +39,7 @@ def test_errors_are_one_line_and_a_code_in_any_folder(folder, tmp_path):
 def test_no_command_loads_torch():
     names = ", ".join(
         f"megaswitch.data.prep.{name}"
-        for name in ("collect", "train_tokenizer", "preprocess", "show", "verify", "merge")
+        for name in ("collect", "train_tokenizer", "preprocess_command", "show", "verify", "merge", "split")
     )
     code = f"import sys, {names}, megaswitch.data.dataset, megaswitch.data.prefetch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -30,8 +30,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
 
 
-def run(work: Callable[[], None]) -> int:
-    """Runs a command's work and returns its exit code; an expected error is one line on stderr."""
+def run(work: Callable[[], None], interrupted: str = "nothing was written") -> int:
+    """Runs a command's work and returns its exit code; an expected error is one line on stderr.
+
+    `interrupted` says what Ctrl-C leaves behind.
+    """
     try:
         work()
     except UserError as error:
@@ -41,7 +44,7 @@ def run(work: Callable[[], None]) -> int:
         say(f"error: {error}")
         return CannotWriteError.exit_code
     except KeyboardInterrupt:
-        say("interrupted; nothing was written")
+        say(f"interrupted; {interrupted}")
         return 130
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.prep.command import Parser, progress, run, say
-from megaswitch.data.sidecar import Sidecar
+from megaswitch.data.sidecar import BlockDigest, Sidecar
 from megaswitch.data.writer import IndexedWriter
 from megaswitch.utils.errors import DataError, UserError
 
@@ -21,35 +21,48 @@ def merge(prefixes: Sequence[str], output: str) -> Sidecar:
     input."""
     if output in prefixes:
         raise UserError(f"--output {output} is one of the inputs; choose another prefix")
-    corpora = [IndexedCorpus(prefix) for prefix in prefixes]
-    first = corpora[0]
-    known = [corpus.sidecar.tokenizer if corpus.sidecar else None for corpus in corpora]
-    for corpus, facts in zip(corpora, known, strict=True):
-        if corpus.dtype != first.dtype or facts != known[0]:
+    first = IndexedCorpus(prefixes[0])
+    known, sources, names = first.sidecar.tokenizer if first.sidecar else None, [], []
+    tokens = 0
+    for prefix in prefixes:
+        corpus = IndexedCorpus(prefix)
+        if corpus.dtype != first.dtype or (corpus.sidecar.tokenizer if corpus.sidecar else None) != known:
             raise DataError(
-                f"{corpus.prefix} was prepared with another tokenizer or dtype than {first.prefix}; prepare both with "
-                f"one"
+                f"{prefix} was prepared with another tokenizer or dtype than {prefixes[0]}; prepare both with one"
             )
-    sources = [source for corpus in corpora if corpus.sidecar for source in corpus.sidecar.sources]
-    with (
-        IndexedWriter(output, first.dtype) as writer,
-        progress("merging", sum(c.num_tokens for c in corpora)) as advance,
-    ):
-        for corpus in corpora:
-            corpus.document_extents()  # refuses an index whose documents do not follow one another
-            for part in _document_ranges(corpus):
-                advance(_copy(corpus, writer, part))
-        return writer.finish(known[0], sources, {"merged": [corpus.idx.stem for corpus in corpora]})
+        sources += corpus.sidecar.sources if corpus.sidecar else []
+        names.append(corpus.idx.stem)
+        tokens += corpus.num_tokens
+    with IndexedWriter(output, first.dtype) as writer, progress("merging", tokens) as advance:
+        for prefix in prefixes:
+            corpus = IndexedCorpus(prefix)
+            advance(append(corpus, writer))
+        return writer.finish(known, sources, {"merged": names})
 
 
-def _document_ranges(corpus: IndexedCorpus) -> list[range]:
-    """Runs of documents of about `_SEQUENCES_AT_ONCE` sequences, so that memory stays bounded."""
-    marks = np.arange(0, corpus.num_sequences, _SEQUENCES_AT_ONCE)
-    cuts = np.unique(np.append(np.searchsorted(corpus.borders[:-1], marks, side="left"), corpus.num_documents))
-    return [range(a, b) for a, b in pairwise(cuts.tolist())]
+def append(corpus: IndexedCorpus, writer: IndexedWriter) -> int:
+    """Copies all of a corpus; returns its tokens. DataError where its index or its ids are damaged."""
+    corpus.document_extents()  # refuses an index whose documents do not follow one another
+    digest = BlockDigest()
+    for part in document_ranges(corpus):
+        copy(corpus, writer, part, digest)
+    stated = corpus.sidecar.checksums.get("bin") if corpus.sidecar else None
+    if stated is not None and digest.whole() != stated:
+        raise DataError(f"{corpus.bin}: its bytes are not those that were written (checksum); prepare it again")
+    return corpus.num_tokens
 
 
-def _copy(corpus: IndexedCorpus, writer: IndexedWriter, documents: range) -> int:
+def document_ranges(corpus: IndexedCorpus, documents: range | None = None) -> list[range]:
+    """Runs of documents (of all) of about `_SEQUENCES_AT_ONCE` sequences, so that memory stays bounded."""
+    wanted = range(corpus.num_documents) if documents is None else documents
+    first, last = int(corpus.borders[wanted.start]), int(corpus.borders[wanted.stop])
+    marks = np.arange(first, last, _SEQUENCES_AT_ONCE)
+    inner = wanted.start + np.searchsorted(corpus.borders[wanted.start : wanted.stop], marks, side="left")
+    return [range(a, b) for a, b in pairwise(np.unique([wanted.start, *inner, wanted.stop]).tolist())]
+
+
+def copy(corpus: IndexedCorpus, writer: IndexedWriter, documents: range, digest: BlockDigest | None = None) -> None:
+    """Copies consecutive documents; their bytes go into `digest` too."""
     borders = np.array(corpus.borders[documents.start : documents.stop + 1])
     lengths_Q = corpus.lengths_Q[borders[0] : borders[-1]]
     first = int(corpus.offsets_Q[borders[0]]) // corpus.dtype.itemsize if lengths_Q.size else 0
@@ -57,7 +70,8 @@ def _copy(corpus: IndexedCorpus, writer: IndexedWriter, documents: range) -> int
     if ids_T.size != int(lengths_Q.sum(dtype=np.int64)):
         raise DataError(f"{corpus.idx}: its lengths reach beyond {corpus.bin}; check it with data_prep/verify.py")
     writer.add_documents(ids_T, lengths_Q, np.diff(borders))
-    return int(ids_T.size)
+    if digest is not None:
+        digest.update(np.ascontiguousarray(ids_T).view(np.uint8).data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,172 +1,143 @@
-"""Text files to a corpus on disk. Chunks of lines go to worker processes; results are written in input order.
+"""Text to a corpus on disk. The inputs are cut into shards; each becomes a small corpus; these are joined in order.
 
-The bytes of the corpus therefore do not depend on the number of workers. Documents are stored without EOS.
-
-Shape suffixes: T tokens of a chunk, D documents of a chunk.
+The bytes of the corpus therefore depend neither on the number of workers nor on the machines. A run that was stopped,
+however hard, goes on from the shards that are whole. Documents are stored without EOS.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
-from multiprocessing import get_context
-from pathlib import Path
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megaswitch.data.layout import dtype_for
-from megaswitch.data.prep.command import Parser, positive, progress, run, say
-from megaswitch.data.prep.documents import EMPTY, Chunk, OnBad, Report, check_inputs, read_lines, read_texts
+from megaswitch.data.indexed import IndexedCorpus
+from megaswitch.data.layout import dtype_for, idx_path
+from megaswitch.data.prep.command import progress, say
+from megaswitch.data.prep.merge import append
+from megaswitch.data.prep.plan import Plan
+from megaswitch.data.prep.report import Summary
+from megaswitch.data.prep.shard import report_of, tokenizer_of, write_shard
+from megaswitch.data.prep.workers import run_here
 from megaswitch.data.sidecar import Sidecar
-from megaswitch.data.tokenizer import Tokenizer
-from megaswitch.data.writer import IndexedWriter
-from megaswitch.utils.errors import DataError
+from megaswitch.data.writer import IndexedWriter, remove_stale, translated
+from megaswitch.utils.errors import CannotWriteError, DataError
 
-_IN_FLIGHT = 4  # chunks a worker: enough to keep it busy, few enough to bound memory
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How lines become ids; the same for every chunk."""
-
-    model: str
-    key: str
-    on_bad: OnBad
+Executor = Callable[[Plan, list[int]], Iterator[int]]
+_PATIENCE = 2.0  # seconds for the workers of a run that was killed just now to be gone
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One chunk's documents: ids end to end in the corpus's dtype, int64 lengths, and what was met on the way."""
+def local(workers: int) -> Executor:
+    """Processes of this machine; where shards are fewer than these, threads within them."""
 
-    ids_T: NDArray[np.integer]
-    lengths_D: NDArray[np.int64]
-    report: Report
-    size: int
+    def execute(plan: Plan, numbers: list[int]) -> Iterator[int]:
+        crew = 1 if plan.reads_stdin else workers  # what comes on a pipe comes to this process
+        threads = max(1, workers // max(min(crew, len(numbers)), 1))
+        return run_here(lambda number: write_shard(plan, number, threads), numbers, crew)
 
-
-@lru_cache(maxsize=1)
-def _tokenizer(path: str) -> Tokenizer:
-    # A worker reads the model once and keeps it; sending it with every chunk would cost more than encoding.
-    return Tokenizer(path)
+    return execute
 
 
-def encode_chunk(chunk: Chunk, encoding: Encoding) -> Encoded:
-    """Parses and encodes one chunk; DataError under the policy `refuse`."""
-    tokenizer = _tokenizer(encoding.model)
-    report = Report()
-    texts = list(read_texts(chunk, encoding.key, encoding.on_bad, report))
-    documents = [ids for ids in tokenizer.encode_batch(texts) if ids]
-    vanished = len(texts) - len(documents)  # text that normalisation leaves nothing of
-    report.kinds[EMPTY] += vanished
-    report.documents -= vanished
-    report.kinds = +report.kinds
-    lengths_D = np.array([len(ids) for ids in documents], np.int64)
-    ids_T = np.fromiter(chain.from_iterable(documents), dtype_for(tokenizer.vocab_size), int(lengths_D.sum()))
-    return Encoded(ids_T, lengths_D, report, len(chunk.content))
+def preprocess(plan: Plan, execute: Executor) -> tuple[Sidecar, Summary]:
+    """Writes the corpus of a plan; what was at its place stays until the new one is whole.
 
-
-def encode_all(chunks: Iterator[Chunk], encoding: Encoding, workers: int) -> Iterator[Encoded]:
-    """Encodes chunks in `workers` processes (in this one for 1) and yields them in order; DataError where a worker
-    dies."""
-    if workers == 1:
-        yield from (encode_chunk(chunk, encoding) for chunk in chunks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=_ignore_interrupts)
-    waiting: deque[Future[Encoded]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(encode_chunk, chunk, encoding))
-            if len(waiting) >= workers * _IN_FLIGHT:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError("a worker process died, perhaps for want of memory: try fewer --workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches the whole group; the parent alone answers it, by removing what was begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def preprocess(inputs: Sequence[Path], encoding: Encoding, output: str, workers: int = 1) -> tuple[Sidecar, Report]:
-    """Writes the corpus `output` from text files; an error leaves nothing behind, and what was at `output` untouched.
-
-    Raises DataError for bad lines under `refuse` and for an input without documents, MissingInputError for missing
-    files.
+    An error leaves the shards that are done for the next run. DataError for bad records that are refused, damaged
+    files, and inputs without documents; CannotWriteError where another run is at work on the same output.
     """
-    tokenizer = _tokenizer(encoding.model)
-    total = check_inputs(inputs)
-    report = Report()
-    with IndexedWriter(output, dtype_for(tokenizer.vocab_size)) as writer, progress("encoding", total) as advance:
-        _write_all(encode_all(read_lines(inputs), encoding, workers), writer, report, advance)
-        if report.documents == 0:
-            report.say()
-            raise DataError(
-                f"{', '.join(str(path) for path in inputs)}: no documents in the input, nothing was written"
-            )
-        options = {
-            "key": encoding.key,
-            "on_bad": encoding.on_bad,
-            "left_out_or_repaired": dict(sorted(report.kinds.items())),
-        }
-        sidecar = writer.finish(tokenizer.facts, [path.name for path in inputs], options)
-    return sidecar, report
+    with at_work(plan):
+        run_shards(plan, execute, pending(plan))
+        return join(plan)
 
 
-def _write_all(
-    encoded: Iterator[Encoded], writer: IndexedWriter, report: Report, advance: Callable[[int], None]
-) -> None:
-    for part in encoded:
-        writer.add_documents(part.ids_T, part.lengths_D)
-        report.add(part.report)
-        advance(part.size)
+def pending(plan: Plan) -> list[int]:
+    """Shards that are not done."""
+    return [shard.number for shard in plan.shards if report_of(plan, shard.number) is None]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `data_prep/preprocess.py`; returns its exit code."""
-    parser = Parser(
-        "Turn text into a corpus: PREFIX.bin and PREFIX.idx with the ids, PREFIX.json with what made them.",
-        "python data_prep/preprocess.py --input docs.jsonl --tokenizer docs.model --output data/docs --workers 2",
-    )
-    parser.add_argument(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="F",
-        help=".jsonl (an object a line) or .txt (a document a line)",
-    )
-    parser.add_argument("--tokenizer", required=True, metavar="M.model")
-    parser.add_argument(
-        "--output", required=True, metavar="PREFIX", help="path without ending; a corpus there is replaced"
-    )
-    parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
-    )
-    parser.add_argument("--key", default="text", help="field of the JSON objects that holds the text (default: text)")
-    parser.add_argument(
-        "--on-bad",
-        choices=["refuse", "skip", "replace"],
-        default="refuse",
-        help="lines that are no valid text: stop (default), leave out, or put U+FFFD for bad characters where possible",
-    )
-    options = parser.parse_args(arguments)
+def run_shards(plan: Plan, execute: Executor, numbers: list[int]) -> None:
+    """Runs the given shards and shows progress by their size."""
+    done = len(plan.shards) - len(numbers)
+    if done:
+        say(f"going on: {done} of {len(plan.shards)} shards are done already")
+    with progress("encoding", sum(shard.size for shard in plan.shards)) as advance:
+        advance(sum(shard.size for shard in plan.shards) - sum(plan.shards[number].size for number in numbers))
+        for number in execute(plan, numbers):
+            advance(plan.shards[number].size)
 
-    def work() -> None:
-        encoding = Encoding(options.tokenizer, options.key, options.on_bad)
-        sidecar, report = preprocess(options.input, encoding, options.output, options.workers)
-        report.say()
-        say(f"{options.output}: {sidecar.documents} documents, {sidecar.tokens} tokens of {sidecar.dtype}")
 
-    return run(work)
+def join(plan: Plan) -> tuple[Sidecar, Summary]:
+    """Joins the shards of a plan, all of which must be done, and removes them."""
+    summary = Summary()
+    for shard in plan.shards:
+        report = report_of(plan, shard.number)
+        if report is None:
+            raise DataError(f"{plan.prefix(shard.number)} is not done: run the shards of {plan.folder} first")
+        summary.add(shard.slices, report)
+    if summary.documents == 0:
+        summary.say()
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        raise DataError(f"{', '.join(_names(plan))}: no documents in the input, nothing was written")
+    tokenizer = tokenizer_of(plan.encoding.model)
+    with IndexedWriter(plan.output, dtype_for(tokenizer.vocab_size)) as writer:
+        with progress("joining", len(plan.shards)) as advance:
+            for shard in plan.shards:
+                _append(plan, shard.number, writer)
+                advance(1)
+        sidecar = writer.finish(tokenizer.facts, _names(plan), _options(plan, summary))
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    return sidecar, summary
+
+
+def _append(plan: Plan, number: int, writer: IndexedWriter) -> None:
+    try:
+        append(IndexedCorpus(plan.prefix(number)), writer)
+    except DataError as error:
+        idx_path(plan.prefix(number)).unlink(missing_ok=True)
+        raise DataError(f"{error}\nthe shard was removed: the same command makes it again and goes on") from None
+
+
+def _names(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(part.source.name for shard in plan.shards for part in shard.slices))
+
+
+def _options(plan: Plan, summary: Summary) -> dict[str, object]:
+    """What made the corpus, without names of machines and folders, so that equal corpora have equal sidecars."""
+    reading = plan.reading
+    return {
+        "key": reading.key,
+        "unit": reading.unit,
+        "where": list(reading.where),
+        "on_bad": reading.on_bad,
+        "sentences": plan.encoding.sentences,
+        "left_out_or_repaired": dict(sorted((+summary.kinds).items())),
+    }
+
+
+@contextmanager
+def at_work(plan: Plan, keep: bool = False) -> Iterator[None]:
+    """Holds the plan's folder for this run alone, and removes it where nothing in it is worth keeping, unless `keep`
+    says that others come after."""
+    with translated(plan.folder):
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(plan.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(handle, plan)
+        remove_stale(plan.folder)
+        yield
+    finally:
+        if not keep and not any(plan.folder.glob("part-*.idx")):
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _take(handle: int, plan: Plan) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > until:
+            raise CannotWriteError(f"another run is at work on {plan.output}: wait for it, or choose another --output")
+        time.sleep(0.05)
