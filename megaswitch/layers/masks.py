@@ -21,6 +21,14 @@ def key_bias(real_BM: Tensor, dtype: torch.dtype) -> Tensor:
     return bias.masked_fill_(~real_BM, _low(wide))[:, None, None, :]
 
 
+def segment_bias(own_BL: Tensor, of_BM: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, L, M]: 0 where query and key are of the same sample of a packed row, by their numbers, very low elsewhere."""
+    wide = at_least_float32(dtype)
+    other_BLM = own_BL[:, :, None] != of_BM[:, None, :]
+    bias = torch.zeros(other_BLM.shape, dtype=wide, device=own_BL.device)
+    return bias.masked_fill_(other_BLM, _low(wide))[:, None]
+
+
 def causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[1, 1, L, M]: 0 for keys up to the query, very low after it."""
     wide = at_least_float32(dtype)

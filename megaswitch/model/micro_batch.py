@@ -15,7 +15,7 @@ Ids = NDArray[np.int64]
 
 
 class Sequences(Protocol):
-    """What the data tower's batches offer: int64 arrays, 0 for padding."""
+    """What the data tower's batches offer: int64 arrays, 0 for padding; segments where rows hold several samples."""
 
     @property
     def encoder_ids_BS(self) -> Ids: ...
@@ -25,6 +25,10 @@ class Sequences(Protocol):
     def targets_BT(self) -> Ids: ...
     @property
     def samples_B(self) -> Ids: ...
+    @property
+    def encoder_segments_BS(self) -> Ids | None: ...
+    @property
+    def decoder_segments_BT(self) -> Ids | None: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class MicroBatch:
     Without targets a pass gives logits.
     `*_real` are the tokens that count (encoder ids, and decoder positions with a target, that are not 0);
     `*_routed` those that are routed; `*_full` says, known on the host, that all tokens of the stack are real.
+    `*_segments`, of packed rows alone, number the samples of a row from 1; a token sees those of its own number.
     """
 
     encoder_ids_BS: Tensor
@@ -45,6 +50,8 @@ class MicroBatch:
     encoder_routed_BS: Tensor
     decoder_routed_BT: Tensor
     encoder_full: bool
+    encoder_segments_BS: Tensor | None = None
+    decoder_segments_BT: Tensor | None = None
 
 
 def padded_length(length: int, tp: int) -> int:
@@ -60,6 +67,7 @@ def _pad(array: Ids, tp: int) -> Ids:
 def make_micro_batch(batch: Sequences, tp: int, device: torch.device, *, route_padding: bool = False) -> MicroBatch:
     """Tensors on `device`. With `route_padding` padding tokens are routed too, but never what tp adds."""
     encoder, targets = _pad(batch.encoder_ids_BS, tp), _pad(batch.targets_BT, tp)
+    segments_S, segments_T = batch.encoder_segments_BS, batch.decoder_segments_BT
     encoder_real, decoder_real = encoder != 0, targets != 0
     inside_encoder = np.broadcast_to(np.arange(encoder.shape[1]) < batch.encoder_ids_BS.shape[1], encoder.shape)
     inside_decoder = np.broadcast_to(np.arange(targets.shape[1]) < batch.targets_BT.shape[1], targets.shape)
@@ -77,4 +85,6 @@ def make_micro_batch(batch: Sequences, tp: int, device: torch.device, *, route_p
         encoder_routed_BS=tensor(inside_encoder if route_padding else encoder_real),
         decoder_routed_BT=tensor(inside_decoder if route_padding else decoder_real),
         encoder_full=bool(encoder_real.all()),
+        encoder_segments_BS=None if segments_S is None else tensor(_pad(segments_S, tp)),
+        decoder_segments_BT=None if segments_T is None else tensor(_pad(segments_T, tp)),
     )

@@ -13,7 +13,7 @@ from megaswitch.layers.block import Block, BlockCache
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.cross_entropy import cross_entropy
 from megaswitch.layers.embedding import Embedding, Head
-from megaswitch.layers.masks import causal_bias, key_bias
+from megaswitch.layers.masks import causal_bias, key_bias, segment_bias
 from megaswitch.layers.norm import Norm
 from megaswitch.layers.region import region_of
 from megaswitch.layers.relative_bias import RelativeBias
@@ -144,7 +144,7 @@ class Stage(nn.Module):
         self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None
     ) -> Tensor:
         routed = batch.encoder_routed_BS if unit.stack == "encoder" else batch.decoder_routed_BT
-        cross = None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
+        cross = self._cross_bias(batch)
         block, memory = self.parts[_key(unit)], carry.get("memory")
         kept = None if cache is None else cache.blocks.setdefault(unit.layer, BlockCache())
         x_BLD, bias = carry[STREAMS[unit.stack]], carry[bias_name(unit.stack)]
@@ -158,9 +158,18 @@ class Stage(nn.Module):
         """Relative positions and mask of a stack's self-attention."""
         ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
         bias: Tensor = self.biases[stack](ids.shape[1])
+        segments = batch.encoder_segments_BS if stack == "encoder" else batch.decoder_segments_BT
+        if segments is not None:
+            bias = bias + segment_bias(segments, segments, self.dtype)
         if stack == "decoder":
             return bias + causal_bias(ids.shape[1], self.dtype, ids.device)
-        return bias if batch.encoder_full else bias + key_bias(batch.encoder_real_BS, self.dtype)
+        return bias if batch.encoder_full or segments is not None else bias + key_bias(batch.encoder_real_BS, self.dtype)
+
+    def _cross_bias(self, batch: MicroBatch) -> Tensor | None:
+        """Which tokens of the memory the decoder sees: real ones, of its own sample."""
+        if batch.encoder_segments_BS is not None and batch.decoder_segments_BT is not None:
+            return segment_bias(batch.decoder_segments_BT, batch.encoder_segments_BS, self.dtype)
+        return None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
 
     def _finish(self, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
         normed_BLD = self.parts[_key(piece.unit)](carry[STREAMS[piece.stack]])
