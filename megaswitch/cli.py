@@ -20,6 +20,7 @@ Pretrains Switch Transformers.
   eval          score the validation set with a checkpoint, beside a unigram model
   fill          fill in masked spans of a text with a checkpoint
   info          parameters and FLOPs of a preset
+  schedule      show a pipeline schedule as text or a picture: who computes what, who waits
   check-config  say everything that is wrong with a configuration, start nothing
 
 Each command answers --help. Under torchrun: torchrun --nproc-per-node 4 -m megaswitch train ...
@@ -57,6 +58,12 @@ def _info(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _schedule(argv: Sequence[str]) -> int:
+    from megaswitch.train.schedule_command import main
+
+    return main(argv)
+
+
 def _check_config(argv: Sequence[str]) -> int:
     """--world N (default: WORLD_SIZE or 1) stands before or between the configuration's own arguments."""
     rest, world = list(argv), process_number("WORLD_SIZE", 1, least=1)
@@ -82,6 +89,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": _eval,
     "fill": _fill,
     "info": _info,
+    "schedule": _schedule,
     "check-config": _check_config,
 }
 
