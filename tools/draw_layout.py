@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 from xml.sax.saxutils import escape
 
 from megaswitch.data.prep.command import Parser, positive, run
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.grid import Grid, make_grid
+from megaswitch.topology.placement import stage_of
 from megaswitch.utils.errors import UserError
 
 MOST_ROWS, MOST_COLUMNS = 8, 16
@@ -59,17 +61,18 @@ def bracket(row: int, first: int, count: int, words: str, *, above: bool) -> Ite
     yield text((left + right) / 2, y - 5 if above else y + 14, words, 11, FAINT)
 
 
-def stages(grid: Grid, chunks: int, row: int) -> str:
+def stages(layout: LayoutConfig, row: int) -> str:
     """Which pipeline stages a rank of this row holds."""
-    numbers = [str(chunk * grid.pp + row) for chunk in range(chunks)]
-    return ("stages " if chunks > 1 else "stage ") + ", ".join(numbers)
+    chunks = range(layout.num_chunks)
+    numbers = [str(stage_of(layout.v_placement, layout.pp, row, chunk)) for chunk in chunks]
+    return ("stages " if len(numbers) > 1 else "stage ") + ", ".join(numbers)
 
 
-def pipeline_row(grid: Grid, chunks: int, row: int) -> Iterator[str]:
+def pipeline_row(grid: Grid, layout: LayoutConfig, row: int) -> Iterator[str]:
     """All that belongs to one pipeline rank."""
     plane, together = grid.dp * grid.tp, grid.ep * grid.etp
     yield text(MARGIN, row_y(row) + 24, f"pp {row}", 14, weight="bold", anchor="start")
-    yield text(MARGIN, row_y(row) + 42, stages(grid, chunks, row), anchor="start")
+    yield text(MARGIN, row_y(row) + 42, stages(layout, row), anchor="start")
     for dp in range(grid.dp):
         yield from bracket(row, dp * grid.tp, grid.tp, f"dp {dp}: dense layers", above=True)
     for edp in range(grid.edp):
@@ -111,7 +114,7 @@ def picture(layout: LayoutConfig, world: int) -> str:
     height = row_y(grid.pp) + 18 * len(remarks) - 40
     body = [text(MARGIN, 32, said, 16, weight="bold", anchor="start")]
     for row in range(grid.pp):
-        body += pipeline_row(grid, layout.num_chunks, row)
+        body += pipeline_row(grid, layout, row)
     body += [arrow(grid, rank) for rank in range(world - plane)]
     body += [text(MARGIN, row_y(grid.pp) - 40 + 18 * i, line, anchor="start") for i, line in enumerate(remarks)]
     head = '<path d="M0,0 L8,4 L0,8 z" fill="' + FAINT + '"/>'
@@ -136,12 +139,15 @@ def main() -> int:
     for axis in ("pp", "tp", "ep", "etp"):
         parser.add_argument(f"--{axis}", type=positive, default=1, help=f"as layout.{axis} (default: 1)")
     parser.add_argument("--chunks", type=positive, help="as layout.chunks (default: 2 when pp > 1)")
+    kinds = get_args(get_type_hints(LayoutConfig)["schedule"])
+    parser.add_argument("--schedule", choices=kinds, default="1f1b", help="as layout.schedule (default: 1f1b)")
     parser.add_argument("--world", type=positive, required=True, metavar="N", help="number of processes")
     parser.add_argument("--out", type=Path, required=True, metavar="F.svg")
     args = parser.parse_args()
 
     def work() -> None:
-        layout = LayoutConfig(tp=args.tp, pp=args.pp, ep=args.ep, etp=args.etp, chunks=args.chunks)
+        sizes = {axis: getattr(args, axis) for axis in ("pp", "tp", "ep", "etp")}
+        layout = LayoutConfig(**sizes, chunks=args.chunks, schedule=args.schedule)
         args.out.write_text(picture(layout, args.world), encoding="utf-8")
 
     return run(work)

@@ -52,6 +52,8 @@ def test_places_of_a_rank(tmp_path):
     at = seen.index("rank 6")
     assert seen[at + 1 : at + 3] == ["dp 1, tp 0", "edp 1, ep 0"]
     assert "stages 1, 3" in seen  # two chunks: a stage of the encoder and one of the decoder
+    assert draw(tmp_path / "v.svg", *SHIPPED, "--schedule", "zb_v").returncode == 0
+    assert {"stages 0, 3", "stages 1, 2"} < set(words(tmp_path / "v.svg"))
 
 
 @pytest.mark.parametrize(
