@@ -2,6 +2,10 @@
 
 Each is the identity on an axis of size 1. `dim` is a tensor dimension, cut in equal parts in the order of ranks.
 The `start_` forms return at once, so that other work can be done before `Pending.wait` gives the result.
+
+What a collective moves is told, here and in every layer's formula, by the bytes of the whole tensor on one rank: what
+an all-reduce sums, what comes out of an all-gather, what goes into a reduce-scatter, what an all-to-all or a send gives
+away. `s` is the size of the activations' type, `w` of that in which they are at least float32.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,8 @@
 """Multi-head attention, heads split over tp: self-attention and cross-attention are the same layer.
 
 B sequences, L queries, M keys, D d_model, H this rank's heads, K d_kv.
+
+Communication: one region entered with L tokens and left; cross-attention enters the memory's M tokens as well.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,8 @@
 """Token embedding and output head, the vocabulary split over tp.
 
 B sequences, L tokens, D d_model, V this rank's part of the vocabulary.
+
+Communication: the embedding leaves a region, the head enters one.
 """
 
 from collections.abc import Mapping

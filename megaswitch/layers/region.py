@@ -1,7 +1,11 @@
 """The border of a tensor-parallel region: outside, tokens are split (or held alike); inside, each rank has all
 tokens and its shard of the features.
 
-B sequences, L tokens, D width.
+B sequences, L tokens (padded to a multiple of tp), D width.
+
+On the tp axis, s bytes a number: with sequence parallelism entering is an all-gather and leaving a reduce-scatter of
+B L D s, and the other way round in the backward; without it only leaving forward and entering backward are anything,
+an all-reduce of B L D s each.
 """
 
 from dataclasses import dataclass

@@ -111,6 +111,10 @@ def types_for(compute: torch.dtype, *, narrow_grads: bool = False, masters_only:
 class Bucket:
     """Flat storage of parameters and gradients, cut into equal segments.
 
+    On the data axis, n elements and parts of equal size: a reduce-scatter of n gradients and an all-gather of n weights
+    a step (an all-reduce of n gradients where the bucket is not divided); on further axes of which each has a part of
+    the sum, all-reduces of a segment.
+
     Gradients are reduced once nothing more is added to them, while other work goes on, and updated weights are
     gathered while the optimizer and the next step's forward go on.
     """

@@ -5,6 +5,10 @@ there are. The padded route (`padded.py`) has fixed splits instead, for graphs t
 
 T local tokens, A assignments of tokens to experts (one a choice), N kept ones, M received ones, D width,
 E experts, X experts of this rank, R ranks on the ep axis.
+
+On the ep axis, s bytes a number: all-to-alls of 8 E bytes (the counts), N D s (tokens), M D s (results) forward, of
+M D s and N D s backward, and of 8 N forward where hidden units are dropped out (random states). Padded, N = M = E C,
+and no counts.
 """
 
 from dataclasses import dataclass

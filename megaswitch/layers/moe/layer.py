@@ -6,6 +6,11 @@ gathers all tokens of its tp group, whose ranks each hold a part of every expert
 
 B sequences, L tokens of a sequence (all of them), l this tp rank's part, t those that this rank dispatches (l or L),
 K choices a token, D d_model, E experts, T = B x l tokens.
+
+On tp: an all-gather of the choices, 8 B L K bytes (as many again without K for priorities; an all-reduce of G E w for
+each loss that counts whole groups' probabilities). Without sequence parallelism the input's gradient and the output
+are gathered, B L D s each. On etp: tokens are gathered (B L D s; 9 B L K more for what they chose) and results
+reduce-scattered (B L K D s), the other way round backward. On ep see `dispatch.py`.
 """
 
 from collections.abc import Mapping, Sequence
