@@ -1,7 +1,7 @@
 """Reads a checkpoint: any part of any tensor, whatever layout wrote it."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -129,11 +129,20 @@ def check(folder: Place) -> Manifest:
     return manifest
 
 
-def check_hashes(folder: Place, manifest: Manifest, rank: int = 0, world: int = 1) -> None:
-    """Compares the hashes of every `world`-th file from `rank` on; DataError names the first that is damaged."""
+def check_hashes(
+    folder: Place,
+    manifest: Manifest,
+    rank: int = 0,
+    world: int = 1,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Compares the hashes of every `world`-th file from `rank` on; DataError names the first that is damaged.
+
+    `advance` hears of bytes read.
+    """
     for info in list(manifest.files.values())[rank::world]:
         try:
-            found = file_hash(folder_at(folder), info.name)
+            found = file_hash(folder_at(folder), info.name, advance)
         except OSError as error:
             raise DataError(f"{folder / info.name}: cannot be read ({error.strerror or error})") from None
         if found != info.hash:

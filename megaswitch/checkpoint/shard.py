@@ -58,14 +58,15 @@ def _present(name: str, tensor: Tensor) -> Pending:
     return Pending(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def file_hash(folder: Folder, name: str) -> str:
-    """The hash of a file's bytes as it stands in the manifest."""
+def file_hash(folder: Folder, name: str, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The hash of a file's bytes as it stands in the manifest; `advance` hears of bytes read."""
     digest, source = xxhash.xxh3_128(), folder.source(name)
     block = np.empty(min(_CHUNK_BYTES, source.size), dtype=np.uint8)
     for start in range(0, source.size, _CHUNK_BYTES):
         part = block[: source.size - start]
         source.read_into(start, part)
         digest.update(part.data)
+        advance(len(part))
     return as_hash(digest)
 
 

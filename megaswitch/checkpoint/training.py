@@ -28,13 +28,15 @@ class Progress:
     samples: int
 
 
-def _tensors(buckets: Buckets, optimizer: Optimizer | None) -> Iterator[StateTensor]:
+def training_tensors(buckets: Buckets, optimizer: Optimizer | None) -> Iterator[StateTensor]:
+    """What a checkpoint holds of this rank: masters, and with an optimizer its state."""
     return chain(master_state(buckets), () if optimizer is None else optimizer.state())
 
 
 def training_pieces(buckets: Buckets, optimizer: Optimizer) -> list[Piece]:
     """What this rank saves of masters and optimizer state: views, not copies."""
-    return [Piece(t.name, t.global_shape, t.box, t.view.detach()) for t in _tensors(buckets, optimizer) if t.primary]
+    tensors = training_tensors(buckets, optimizer)
+    return [Piece(t.name, t.global_shape, t.box, t.view.detach()) for t in tensors if t.primary]
 
 
 def training_state(
@@ -86,7 +88,7 @@ def restore(reader: Reader, buckets: Buckets, optimizer: Optimizer | None) -> No
 
     Raises DataError when a tensor is missing or has another shape.
     """
-    for tensor in _tensors(buckets, optimizer):
+    for tensor in training_tensors(buckets, optimizer):
         info = reader.tensors.get(tensor.name)
         if info is not None and info.shape != tensor.global_shape:
             raise DataError(
