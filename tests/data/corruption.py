@@ -5,16 +5,16 @@ import numpy as np
 from megaswitch.data import _native
 from megaswitch.data.batch import empty_batch
 from megaswitch.data.denoise import Rule, cut, denoise_numpy, table
+from megaswitch.data.rng import derive_each
 from megaswitch.data.spans import EOS
 
 
 def keys(count, seed=0):
-    from megaswitch.data.rng import derive_each
-
+    """One key a sample."""
     return derive_each(seed, np.arange(count, dtype=np.uint64))
 
 
-def corrupt(raw_BL: np.ndarray, keys_B: np.ndarray, rule: Rule, lengths: tuple[int, int], first_sentinel=999, threads=2):
+def corrupt(raw_BL, keys_B, rule: Rule, lengths: tuple[int, int], first_sentinel=999, threads=2):
     """Inputs (B, S) and targets (B, T) by the compiled reader: each piece is a document, in order."""
     count, length = raw_BL.shape
     batch = empty_batch(0, count, lengths, packed=False)
@@ -36,6 +36,6 @@ def corrupt_numpy(raw_BL, keys_B, rule, lengths, first_sentinel=999):
     both = [np.zeros((len(raw_BL), length), np.int64) for length in lengths]
     for b, key in enumerate(keys_B.tolist()):
         for array, ids, room in zip(both, denoise_numpy(rule, raw_BL[b], key, first_sentinel), lengths, strict=True):
-            ids = cut(ids, room)
-            array[b, : ids.size] = ids
+            kept = cut(ids, room)
+            array[b, : kept.size] = kept
     return both

@@ -66,7 +66,8 @@ def test_batches_do_not_depend_on_their_borders(whole):
     together = dataset.batch(0, 60)
     for cut in (1, 7, 30, 59):
         parts = [opened(whole).batch(0, cut), dataset.batch(cut, 60 - cut)]
-        assert_same(together, Batch(*(np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True))))
+        joined = (np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True))
+        assert_same(together, Batch(*joined))
 
 
 @pytest.mark.parametrize("seed", [0, -1, (1 << 64) + 5, -(1 << 63)])

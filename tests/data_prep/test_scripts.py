@@ -18,7 +18,7 @@ def run(*arguments, cwd=ROOT, script):
 
 
 def test_all_scripts_are_known():
-    known = ["collect", "inspect", "merge", "preprocess", "split", "train_tokenizer", "verify"]
+    known = ["collect", "inspect", "merge", "prepare_task", "preprocess", "split", "train_tokenizer", "verify"]
     assert [name for name in SCRIPTS if name != "build_index.py"] == [f"{name}.py" for name in known]
 
 

@@ -82,7 +82,8 @@ def test_compiled_corruption_obeys_the_published_rule():
     """The mask that a compiled sample used is read back from its sentinels; the rule applied to it gives the sample."""
     case = dict(cases())["0"]
     tokens = np.arange(200, 200 + case["tokens"].size)  # distinct, below every sentinel
-    rule, lengths = Rule(Kind.SPANS, tokens.size, *noise_counts(tokens.size)), (case["inputs"].size, case["targets"].size)
+    rule = Rule(Kind.SPANS, tokens.size, *noise_counts(tokens.size))
+    lengths = (case["inputs"].size, case["targets"].size)
     inputs_BS, targets_BT = corrupt(np.tile(tokens, (16, 1)), keys(16), rule, lengths, FIRST_SENTINEL)
     for inputs, targets in zip(inputs_BS, targets_BT, strict=True):
         mask = ~np.isin(tokens, inputs)

@@ -18,6 +18,8 @@ class Sample(NamedTuple):
     decoder_ids_BT: np.ndarray
     targets_BT: np.ndarray
     samples_B: np.ndarray
+    encoder_segments_BS: np.ndarray | None = None
+    decoder_segments_BT: np.ndarray | None = None
 
 
 BATCH = Sample(
@@ -57,3 +59,11 @@ def test_full_only_where_nothing_is_padding():
     full = BATCH._replace(encoder_ids_BS=np.ones((2, 4), np.int64))
     assert make_micro_batch(full, 2, CPU).encoder_full
     assert not make_micro_batch(full, 3, CPU).encoder_full
+
+
+def test_segments_are_padded_with_none():
+    segments = (np.array([[1, 1, 2, 2, 0]] * 2), np.array([[1, 2, 2]] * 2))
+    batch = make_micro_batch(BATCH._replace(encoder_segments_BS=segments[0], decoder_segments_BT=segments[1]), 4, CPU)
+    assert batch.encoder_segments_BS.tolist() == [[1, 1, 2, 2, 0, 0, 0, 0]] * 2
+    assert batch.decoder_segments_BT.tolist() == [[1, 2, 2, 0]] * 2
+    assert make_micro_batch(BATCH, 4, CPU).encoder_segments_BS is None

@@ -34,6 +34,8 @@ class Sample(NamedTuple):
     decoder_ids_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
     samples_B: NDArray[np.int64]
+    encoder_segments_BS: NDArray[np.int64] | None = None
+    decoder_segments_BT: NDArray[np.int64] | None = None
 
 
 class RandomSource:
