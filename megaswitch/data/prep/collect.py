@@ -1,5 +1,5 @@
-"""Collects real text without a network: the documentation that ships with Python, torch and numpy, read from their
-files.
+"""Collects real text: the documentation that ships with Python, torch and numpy, read from their files without a
+network (here), or Debian's documentation packages (`debian.py`).
 
 Nothing is imported: docstrings come from syntax trees, so that collecting from torch does not load torch.
 """
@@ -22,6 +22,7 @@ import orjson
 import xxhash
 
 from megaswitch.data.prep.command import Parser, positive, progress, run, say
+from megaswitch.data.prep.debian import collect_debian
 from megaswitch.data.writer import write_files
 from megaswitch.utils.errors import MissingInputError, UserError
 
@@ -154,19 +155,38 @@ def collect_docs(output: Path, workers: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `data_prep/collect.py`; returns its exit code."""
     parser = Parser(
-        "Collect text from what is installed: one JSON object a line, with `text` and `source`.",
-        "python data_prep/collect.py docs --output docs.jsonl",
+        "Collect text to train on. docs: from what Python, torch and numpy brought along, without a network; one file "
+        "of JSON objects with `text` and `source`. debian: from Debian's documentation packages, fetched by apt; a "
+        "folder with text in dozens of languages, corresponding paragraphs, and licences.",
+        "python data_prep/collect.py docs --output docs.jsonl\n"
+        "  python data_prep/collect.py debian --output corpora/debian",
     )
-    parser.add_argument("what", choices=["docs"], help="docs: the documentation of Python, torch and numpy")
-    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("what", choices=["docs", "debian"])
+    parser.add_argument("--output", type=Path, required=True, metavar="F", help="docs: F.jsonl; debian: a folder")
+    parser.add_argument("--packages", nargs="+", default=[], metavar="P", help="debian: only packages that begin so")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="debian: where packages are unpacked (default: OUTPUT/.packages)"
+    )
     parser.add_argument(
         "--workers", type=positive, default=min(os.cpu_count() or 1, 8), help="processes (default: cores)"
     )
     options = parser.parse_args(arguments)
 
     def work() -> None:
+        if options.what == "debian":
+            cache = options.cache or options.output / ".packages"
+            _tell(options.output, collect_debian(options.output, cache, options.packages, options.workers))
+            return
         if options.output.is_dir():
             raise UserError(f"--output {options.output} is a folder; name a file")
         collect_docs(options.output, options.workers)
 
     return run(work)
+
+
+def _tell(output: Path, counts: dict[str, dict[str, int]]) -> None:
+    for name, found in counts.items():
+        size, pairs = found["bytes"] / 1e6, found.get("pairs", 0)
+        say(f"{name:8s} {found['documents']:7d} documents {size:8.1f} MB {pairs:7d} paragraphs beside the English ones")
+    size = sum(found["bytes"] for found in counts.values()) / 1e6
+    say(f"{output}: {len(counts)} languages, {size:.1f} MB of text; licences beside it")
