@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from megaswitch.topology.environment import process_number
+from megaswitch.topology.nodes import gather_nodes, refuse_uneven
 from megaswitch.utils.errors import PeerLostError, UserError
 
 
@@ -77,12 +78,15 @@ def process_group(place: Place, seconds: float) -> Iterator[None]:
     caller has started one.
 
     A collective that takes longer than `seconds` ends the run. Raises PeerLostError when the others cannot be
-    met, or when a collective fails because one of them is gone.
+    met, or when a collective fails because one of them is gone; UserError on every rank when the nodes have
+    different numbers of processes.
     """
     started = place.world > 1 and not dist.is_initialized()
     if started:
         _meet(place, timedelta(seconds=seconds))
     try:
+        if started:
+            refuse_uneven(gather_nodes(place.local_rank, place.local_world, place.device), place.world)
         yield
     except RuntimeError as error:
         if not _lost_a_peer(error):

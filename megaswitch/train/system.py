@@ -14,6 +14,7 @@ from megaswitch.optim.make import make_optimizer
 from megaswitch.optim.optimizer import Optimizer
 from megaswitch.pipeline.executor import Executor
 from megaswitch.topology.grid import make_grid
+from megaswitch.topology.nodes import node_problems
 from megaswitch.topology.placement import place_of, stage_of
 from megaswitch.topology.start import Place
 from megaswitch.topology.topology import Topology, make_channels, make_topology
@@ -66,8 +67,10 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
     dtype = compute_dtype(config, place.device)
     refuse(list(precision_problems(config.model, bfloat16=dtype is torch.bfloat16)))
     timeout = timedelta(seconds=config.run.timeout)
+    grid = make_grid(config.layout, place.world)
+    refuse(node_problems(config.layout, place.world, place.local_world))
     topology = make_topology(
-        make_grid(config.layout, place.world),
+        grid,
         place.rank,
         place.device,
         sequence_parallel=config.layout.sequence_parallel,
