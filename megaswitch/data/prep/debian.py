@@ -136,8 +136,8 @@ def fetch(package: str, cache: Path) -> Path:
 def strip_package(folder: Path, rule: Rule) -> Pages:
     """All text of an unpacked package."""
     pages = Pages(rule.package)
-    licence = folder / "usr/share/doc" / rule.package / "copyright"
-    if licence.is_file():
+    licence = _licence(folder)
+    if licence is not None:
         pages.licence = licence.read_bytes()
     pattern = re.compile(rule.path)
     for path in sorted(folder.rglob("*")):
@@ -149,6 +149,14 @@ def strip_package(folder: Path, rule: Rule) -> Pages:
         if documents:
             pages.documents[language(found.get("lang") or _ENGLISH)][found["key"]] = documents
     return pages
+
+
+def _licence(folder: Path) -> Path | None:
+    """The file of a package's licence; one that shares another package's folder of documentation has it there."""
+    own = folder / "usr/share/doc" / folder.name
+    other = own.readlink().name if own.is_symlink() else ""
+    place = fetch(other, folder.parent) / "usr/share/doc" / other if other else own
+    return place / "copyright" if (place / "copyright").is_file() else None
 
 
 def drop_untranslated(documents: dict[str, dict[str, list[Document]]]) -> int:

@@ -87,7 +87,8 @@ def strip_pod(content: str) -> list[Document]:
     """Perl's documentation."""
     text = re.sub(r"^=(begin|end|for|encoding|over|back|cut|pod).*$", "", content, flags=re.MULTILINE)
     text = re.sub(r"^=(head\d|item)[ \t]*", "", text, flags=re.MULTILINE)
-    return [_paragraphs(re.sub(r"[A-Z]<+\s*([^<>]*?)\s*>+", r"\1", text))]
+    text = re.sub(r"[A-Z]<<+\s+(.*?)\s+>>+", r"\1", text, flags=re.DOTALL)
+    return [_paragraphs(re.sub(r"[A-Z]<([^<>]*)>", r"\1", text))]
 
 
 def strip_plain(content: str) -> list[Document]:
