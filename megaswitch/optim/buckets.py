@@ -82,10 +82,11 @@ class Buckets:
         bucket_elements: int = 1 << 25,
         timeout: timedelta | None = None,
     ) -> None:
-        """`dtype` is the compute type; see `types_for` for what follows from it."""
+        """`specs` are those of this rank, `owners` of the whole model. `dtype` is the compute type; see `types_for` for
+        what follows from it."""
         types = types_for(dtype, narrow_grads=narrow_grads, masters_only=masters_only)
         kinds = _by_kind(specs, owners, topology)
-        shared = sorted({kind.owners for kind in kinds if kind.owners})
+        shared = sorted({ranks for ranks in owners.values() if len(ranks) > 1})
         self.peers = {ranks: topology.pipeline_peers(ranks, timeout) for ranks in shared}
         self.topology, self.specs = topology, dict(specs)
         self.buckets = [

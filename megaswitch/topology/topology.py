@@ -93,7 +93,12 @@ class Topology:
         return axis
 
     def pipeline_peers(self, pp_ranks: Sequence[int], timeout: timedelta | None = None) -> Axis:
-        """An axis over this pipeline's ranks at the positions `pp_ranks`; all of them must call it."""
+        """An axis over this pipeline's ranks at the positions `pp_ranks`. All ranks of the world call it, those outside
+        too: torch names a group by its ranks and by how many groups the caller has, and the members of the next one
+        would not find each other; they get an axis, and torch a group, of themselves alone."""
+        if self.pp.rank not in pp_ranks:
+            dist.new_group([self.rank], timeout=timeout, use_local_synchronization=True, group_desc="none")
+            return Axis("none", 0, (self.rank,))
         ranks = [self.pp.ranks[i] for i in pp_ranks]
         return make_axis("pp" + ",".join(map(str, pp_ranks)), ranks, self.rank, timeout)
 

@@ -45,6 +45,7 @@ CASES = [
     Case(2, {"pp": 2}),
     Case(2, {"pp": 2, "chunks": 1}, NOISE),
     Case(2, {"pp": 2, "chunks": 4}, {}, {"micro_batch": 2}),
+    Case(4, {"pp": 4, "chunks": 1}),
     Case(2, {"pp": 2, "schedule": "gpipe"}, {"tied_embeddings": False}),
     Case(2, {"ep": 2}),
     Case(2, {"ep": 2}, {**NOISE, "group_sequences": 2}, {"micro_batch": 2}),

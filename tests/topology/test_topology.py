@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megaswitch.comm.collectives import all_reduce_
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.grid import AXIS_NAMES, make_grid
 from megaswitch.topology.topology import Topology, make_topology
@@ -75,14 +76,21 @@ def test_sequence_parallelism_needs_tensor_parallelism(world):
     assert world(2, work) == [(True, False)] * 2
 
 
-def test_pipeline_peers_are_made_by_themselves_alone(world):
-    def work():
-        topology = topology_here(pp=4)
-        if topology.pp.rank not in (0, 3):
-            return None
-        axis = topology.pipeline_peers((0, 3))
-        total = torch.tensor([float(dist.get_rank() + 1)])
-        dist.all_reduce(total, group=axis.group)
-        return axis.ranks, axis.rank, total.item()
+def test_pipeline_peers_find_each_other(world):
+    """Sets that overlap, as those of a tied table and of relative biases do: a rank in two of them meets in the second
+    a rank that is in that one alone."""
 
-    assert world(4, work) == [((0, 3), 0, 5.0), None, None, ((0, 3), 1, 5.0)]
+    def work():
+        topology, found = topology_here(pp=4), []
+        for ranks in [(0, 1), (0, 2, 3), (2, 3)]:
+            axis = topology.pipeline_peers(ranks)
+            total = torch.tensor([float(dist.get_rank() + 1)])
+            found.append((axis.ranks, axis.rank, all_reduce_(total, axis).item()))
+        return found
+
+    assert world(4, work) == [
+        [((0, 1), 0, 3.0), ((0, 2, 3), 0, 8.0), ((0,), 0, 1.0)],
+        [((0, 1), 1, 3.0), ((1,), 0, 2.0), ((1,), 0, 2.0)],
+        [((2,), 0, 3.0), ((0, 2, 3), 1, 8.0), ((2, 3), 0, 7.0)],
+        [((3,), 0, 4.0), ((0, 2, 3), 2, 8.0), ((2, 3), 1, 7.0)],
+    ]
