@@ -31,7 +31,7 @@ def gather_nodes(local_rank: int, local_world: int, device: torch.device) -> lis
     name = socket.gethostname().encode(errors="replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
     own = torch.tensor([local_rank, local_world, *name], device=device)
     rows = torch.empty(dist.get_world_size() * len(own), dtype=own.dtype, device=device)
-    dist.all_gather_into_tensor(rows, own)
+    dist.all_gather_single(rows, own)
     return [
         Node(bytes(letters).rstrip(b"\0").decode(errors="replace"), size)
         for local, size, *letters in rows.view(-1, len(own)).tolist()
