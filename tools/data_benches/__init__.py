@@ -1,0 +1,1 @@
+"""The benchmarks of `tools/bench_data.py`, one a module."""
