@@ -9,7 +9,8 @@ import orjson
 from megaswitch.data.prep.train_tokenizer import TrainingOptions, train
 
 ROOT = Path(__file__).parents[2]
-WORDS = "the encoder reads tokens and the decoder writes what was masked, one span after another".split()
+SENTENCE = "the encoder reads tokens and the decoder writes what was masked, one span after another"
+WORDS = SENTENCE.split()
 
 
 def bench(*arguments):
@@ -24,7 +25,7 @@ def test_help_names_the_benchmarks():
 
 def test_preprocessing_beside_sentencepiece(tmp_path):
     lines = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 12)) for i in range(500)]
-    (tmp_path / "m.model").write_bytes(train(lines, TrainingOptions(60, character_coverage=1.0)))
+    (tmp_path / "m.model").write_bytes(train(lines, TrainingOptions(34, character_coverage=1.0)))
     (tmp_path / "x.jsonl").write_bytes(b"".join(orjson.dumps({"text": line}) + b"\n" for line in lines))
     arguments = ["--input", str(tmp_path / "x.jsonl"), "--tokenizer", str(tmp_path / "m.model")]
     done = bench("preprocess", *arguments, "--workers", "2", "--repeats", "1")
