@@ -66,7 +66,7 @@ class Saver:
         Waits for a save that is still under way. A failure is told when it is known, and nothing more: training
         goes on.
         """
-        if self._rank == 0 and self._thread is not None and self._thread.is_alive():
+        if self._rank == 0 and self.busy:
             log.warning("step %d: training waits for the checkpoint before; raise checkpoint.every", step)
         self.settle()
         began = time.monotonic()
@@ -94,9 +94,14 @@ class Saver:
         self._task.run()
         self._tell(must=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def poll(self) -> None:
         """Tells what came of the save under way, if it has ended."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self.busy:
             self._tell()
 
     def settle(self) -> None:

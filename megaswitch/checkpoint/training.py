@@ -21,11 +21,12 @@ from megaswitch.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done and samples consumed, which need not be proportional (a resumed
-    run may have another global batch)."""
+    """Where a run stands: steps done and samples consumed, which need not be proportional (a resumed run may have
+    another global batch), and how many of the steps were skipped: their batches were consumed, but changed nothing."""
 
     step: int
     samples: int
+    skipped: int = 0
 
 
 def training_tensors(buckets: Buckets, optimizer: Optimizer | None) -> Iterator[StateTensor]:
@@ -44,6 +45,8 @@ def training_state(
 ) -> dict[str, JSON]:
     """What is saved beside the tensors; `nll` is the validation's at this very step, if there was one."""
     state: dict[str, JSON] = {"samples": progress.samples, "config": dict(config), "data": fingerprint}
+    if progress.skipped:
+        state["skipped"] = progress.skipped
     if nll is not None and isfinite(nll):
         state[VALIDATION_NLL] = nll
     return state
@@ -76,10 +79,10 @@ def is_weights_only(reader: Reader) -> bool:
 
 def progress_of(reader: Reader) -> Progress:
     """Where the run stood that wrote the checkpoint."""
-    samples = reader.state.get("samples")
-    if not isinstance(samples, int):
+    samples, skipped = reader.state.get("samples"), reader.state.get("skipped", 0)
+    if not (isinstance(samples, int) and isinstance(skipped, int)):
         raise DataError(f"{reader.path} does not say how many samples were consumed; it is no training checkpoint")
-    return Progress(reader.step, samples)
+    return Progress(reader.step, samples, skipped)
 
 
 @torch.no_grad()
