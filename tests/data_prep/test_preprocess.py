@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from random import Random
 
+import fsspec
 import numpy as np
 import orjson
 import pytest
@@ -138,6 +139,22 @@ def test_one_packed_file_on_two_threads(write_jsonl, lines_of_text, run, tmp_pat
     assert contents(tmp_path / "a")[:2] == contents(tmp_path / "b")[:2]
     (tmp_path / "input.jsonl.gz").write_bytes((tmp_path / "input.jsonl.gz").read_bytes()[:-9])
     assert run(f"{path}.gz", name="c", workers=2)[0] == 65
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_addresses_and_folders_give_what_files_give(write_jsonl, lines_of_text, run, tmp_path):
+    """Slices of a file behind an address, in two processes."""
+    path = write_jsonl(lines_of_text)
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/crawl/input.jsonl", path.read_bytes())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "input.jsonl").write_bytes(path.read_bytes())
+    try:
+        assert run("memory://crawl/*.jsonl", name="far", workers=2)[0] == 0
+    finally:
+        system.rm("/crawl", recursive=True)
+    assert run(tmp_path / "folder", name="near")[0] == 0
+    assert contents(tmp_path / "far") == contents(tmp_path / "near")
 
 
 def test_standard_input_and_paragraphs(model, lines_of_text, run, tmp_path):

@@ -149,10 +149,13 @@ def _tell(taken: dict[str, list[Taken]], tokens: int, size: int) -> None:
         least = min(one.wall for one in found)
         rate = f"{tokens / wall / 1e6:6.2f} M tokens/s {size / wall / 1e6:6.1f} MB/s"
         print(f"{name:24s} {wall:7.2f} s (least {least:.2f}), {cpu:7.2f} s of processors, {rate}")
-    for name in [name for name in taken if name.startswith(("preprocess.py", "Mega")) and "--help" not in name]:
-        for raw in ("sentencepiece, lists", "sentencepiece, arrays"):
+    starts = taken["preprocess.py --help"]
+    start = Taken(*(statistics.median(getattr(one, what) for one in starts) for what in ("wall", "cpu")))
+    taken["preprocess.py without its start"] = [
+        Taken(one.wall - start.wall, one.cpu - start.cpu) for one in taken["preprocess.py"]
+    ]
+    for name in ("preprocess.py", "preprocess.py without its start", "Megatron-LM"):
+        for raw in ("sentencepiece, lists", "sentencepiece, arrays") if name in taken else ():
             pairs = list(zip(taken[raw], taken[name], strict=True))
-            wall, cpu = (
-                statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs) for what in ("wall", "cpu")
-            )
+            wall, cpu = (statistics.median(getattr(a, w) / getattr(b, w) for a, b in pairs) for w in ("wall", "cpu"))
             print(f"{name} has {wall:.1%} of the rate of {raw}; by processors' time {cpu:.1%}")
