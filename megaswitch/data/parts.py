@@ -73,7 +73,8 @@ class Filler:
         try:
             bad = self.rows.make(threads)
         except (IndexError, RuntimeError) as error:
-            raise DataError(f"{error}: an index and its .bin do not belong together, or the .bin was changed") from None
+            names = ", ".join(sorted({documents.prefix for documents in self.documents.values()}))
+            raise DataError(f"{error} ({names}): restore the file or prepare the corpus again, and start again") from None
         if bad is not None:
             row, place, number = bad
             raise self.bad_id(self.documents[row], place, number)

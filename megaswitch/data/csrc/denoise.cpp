@@ -85,7 +85,7 @@ void Cursor::close(std::int64_t eos) {
 }
 
 bool is_possible(const Rule& rule) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 40;
+  constexpr std::int64_t kMost = std::int64_t{1} << 24;  // far above any model, far below what memory holds
   if (rule.length < 1 || rule.length > kMost) return false;
   switch (rule.kind) {
     case Kind::spans: {

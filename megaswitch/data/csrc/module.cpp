@@ -227,7 +227,6 @@ PYBIND11_MODULE(_native, m) {
         py::arg("room_t"), py::arg("open"));
   m.def("blend_fill", &blend_fill, py::arg("weights_K").noconvert(), py::arg("owed_K").noconvert(),
         py::arg("taken_K").noconvert(), py::arg("corpus_N").noconvert(), py::arg("within_N").noconvert());
-  py::register_exception<megaswitch::Shrunk>(m, "Shrunk");
   py::class_<Rows>(m, "Rows")
       .def(py::init<Int64s, Int64s, Int64s, const std::optional<Int64s>&, const std::optional<Int64s>&>(),
            py::arg("inputs_BS").noconvert(), py::arg("targets_BT").noconvert(), py::arg("shifted_BT").noconvert(),

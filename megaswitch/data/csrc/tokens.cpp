@@ -17,7 +17,8 @@ void on_fault(int number, siginfo_t* info, void* context) {
   } else if (earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN) {
     earlier.sa_handler(number);
   } else {
-    signal(number, SIG_DFL);  // the access is repeated, and ends the process as it would have
+    signal(number, SIG_DFL);
+    raise(number);  // ends the process as it would have
   }
 }
 

@@ -1,0 +1,93 @@
+"""Span corruption alone: pieces of 568 tokens in memory, beside Python collators."""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from megaswitch.data.batch import empty_batch
+from megaswitch.data.denoise import denoise_numpy, table
+from megaswitch.data.native import native
+from megaswitch.data.objectives import span_corruption
+from megaswitch.data.rng import derive_each
+from megaswitch.data.spans import EOS
+
+HELP = "samples a second of span corruption, beside Python collators"
+_ENCODER, _DECODER, _VOCABULARY = 512, 114, 32_100
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--samples", type=int, default=8192, metavar="N")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--repeats", type=int, default=7, metavar="R")
+    parser.add_argument(
+        "--collator", default="", metavar="F.py", help="a file with FlaxDataCollatorForT5MLM (transformers' T5 example)"
+    )
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Prints medians, each contender in turn."""
+    rule = span_corruption(_ENCODER, _DECODER)
+    pieces = np.random.default_rng(0).integers(3, 32_000, (options.samples, rule.length)).astype(np.uint16)
+    keys = derive_each(0, np.arange(options.samples, dtype=np.uint64))
+    few = min(options.samples, 256)
+    rates = {
+        "numpy twin": few / _median(lambda: [denoise_numpy(rule, p, k, 32_099) for p, k in _rows(pieces, keys, few)], 3)
+    }
+    if options.collator:
+        collator = _load(options.collator)
+        examples = [{"input_ids": piece.astype(np.int64)} for piece in pieces[:few]]
+        rates["transformers' collator"] = few / _median(lambda: collator(examples), 3)
+    for threads in options.threads:
+        taken = _median(lambda threads=threads: _compiled(rule, pieces, keys, threads), options.repeats)
+        rates[f"ours, {threads} thread{'s' * (threads > 1)}"] = options.samples / taken
+    slowest = rates.get("transformers' collator", rates["numpy twin"])
+    for name, rate in rates.items():
+        print(f"{name:24} {rate:10.0f} samples/s  {rate / slowest:7.1f} times")
+
+
+def _rows(pieces: Any, keys: Any, count: int) -> list[tuple[Any, int]]:
+    return list(zip(pieces[:count].astype(np.int64), keys[:count].tolist(), strict=True))
+
+
+def _compiled(rule: Any, pieces: Any, keys: Any, threads: int) -> None:
+    count, length = pieces.shape
+    batch = empty_batch(0, count, (_ENCODER, _DECODER), packed=False)
+    compiled = native()
+    assert compiled is not None, "the extension is not built"
+    rows = compiled.Rows(batch.encoder_ids_BS, batch.targets_BT, batch.decoder_ids_BT, None, None)
+    starts, zeros = np.arange(count) * length, np.zeros(count, np.int64)
+    epochs = [(np.arange(count), starts + length)]
+    rows.add_stream(
+        *(np.arange(count), pieces.reshape(-1), starts, _VOCABULARY, epochs, zeros, starts, keys),
+        *(table([rule]), zeros, _VOCABULARY - 1, EOS),
+    )
+    assert rows.make(threads) is None
+
+
+def _load(path: str) -> Callable[[Any], Any]:
+    """The collator with a tokenizer of numbers alone."""
+    spec = importlib.util.spec_from_file_location("collator", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    numbers = SimpleNamespace(vocab_size=32_000, eos_token_id=EOS, pad_token_id=0)
+    numbers.__class__.__len__ = lambda self: 32_100
+    made: Callable[[Any], Any] = module.FlaxDataCollatorForT5MLM(numbers, 0.15, 3.0, _ENCODER, _DECODER, 0, 0)
+    return made
+
+
+def _median(work: Callable[[], object], repeats: int) -> float:
+    work()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
