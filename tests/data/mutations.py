@@ -35,7 +35,7 @@ def mutate(content: bytes, rng: np.random.Generator, header: int = 0) -> bytes:
     """One to three mutations: bytes, whole numbers, cuts and additions; every second one in the header."""
     changed = bytearray(content)
     for _ in range(rng.integers(1, 4)):
-        end = header if header and rng.random() < 0.5 else len(changed)
+        end = min(header, len(changed)) if header and rng.random() < 0.5 else len(changed)
         kind = rng.integers(0, 5)
         if kind == 0 and end:
             changed[rng.integers(0, end)] ^= 1 << rng.integers(0, 8)

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Prints medians in turn."""
+    """Prints the best of the repeats, which other work on the machine changes least."""
     theirs = _load(options.megatron_helpers) if options.megatron_helpers else None
     for count in options.documents:
         _index(count, options.repeats, theirs)
@@ -49,13 +48,13 @@ def _load(path: str) -> Any:
     return module
 
 
-def _median(work: Callable[[], object], repeats: int) -> float:
+def _best(work: Callable[[], object], repeats: int) -> float:
     taken = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return min(taken)
 
 
 def _index(count: int, repeats: int, theirs: Any) -> None:
@@ -63,7 +62,7 @@ def _index(count: int, repeats: int, theirs: Any) -> None:
     lengths = np.random.default_rng(0).integers(1, 2 * _MEAN_TOKENS, count)
     total = int(lengths.sum())
     samples = total // _LENGTH
-    ours = _median(lambda: epoch_order(lengths, 5), repeats)
+    ours = _best(lambda: epoch_order(lengths, 5), repeats)
     print(f"{count} documents, {total} tokens, {samples} samples:")
     print(f"  ours            {ours:8.3f} s  {samples / ours / 1e6:8.1f} M samples/s")
     if theirs is None:
@@ -78,8 +77,8 @@ def _index(count: int, repeats: int, theirs: Any) -> None:
         state.shuffle(np.arange(samples, dtype=np.uint32))
 
     order = np.random.RandomState(1).permutation(count).astype(np.int32)
-    helper = _median(lambda: theirs.build_sample_idx_int32(narrow, order, _LENGTH, 1, total, True, 0), repeats)
-    both = _median(whole, repeats)
+    helper = _best(lambda: theirs.build_sample_idx_int32(narrow, order, _LENGTH, 1, total, True, 0), repeats)
+    both = _best(whole, repeats)
     rate = samples / both / 1e6
     print(f"  Megatron-LM     {both:8.3f} s  {rate:8.1f} M samples/s: ours {both / ours:.1f} times as fast")
     print(f"    helper alone  {helper:8.3f} s  {samples / helper / 1e6:8.1f} M samples/s")
@@ -94,7 +93,7 @@ def _blend(corpora: int, samples: int, repeats: int, theirs: Any) -> None:
         for first in range(0, samples, step):
             blend.locate(first, min(step, samples - first))
 
-    taken = _median(ours, repeats)
+    taken = _best(ours, repeats)
     print(f"blend of {corpora} corpora, {samples} samples:")
     print(f"  ours            {taken:8.3f} s  {samples / taken / 1e6:8.1f} M samples/s")
     if theirs is None:
@@ -102,7 +101,7 @@ def _blend(corpora: int, samples: int, repeats: int, theirs: Any) -> None:
     corpus, within = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
     shares = weights / weights.sum()
     few = min(samples, 1_000_000 if corpora >= 1000 else samples)
-    other = _median(
+    other = _best(
         lambda: theirs.build_blending_indices(corpus, within, shares, corpora, few, False), repeats
     ) * (samples / few)
     rate = samples / other / 1e6

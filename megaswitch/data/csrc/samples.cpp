@@ -24,10 +24,8 @@ std::optional<BadId> read_part(const DocumentView& view, std::int64_t place, std
   require_inside(place >= 0 && place < view.documents);
   const std::int64_t start = view.starts[place];
   require_inside(start >= 0 && start <= view.tokens.count && skip >= 0 && skip <= view.tokens.count - start);
-  read_ids(view.tokens, start + skip, count, out);
-  std::uint64_t largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<std::uint64_t>(out[i]));
-  if (largest < static_cast<std::uint64_t>(view.vocab)) return std::nullopt;
+  const Extremes found = read_ids(view.tokens, start + skip, count, out);
+  if (found.lowest >= 0 && found.highest < view.vocab) return std::nullopt;
   const std::int64_t* bad = std::find_if(out, out + count, [&](std::int64_t id) {
     return static_cast<std::uint64_t>(id) >= static_cast<std::uint64_t>(view.vocab);
   });

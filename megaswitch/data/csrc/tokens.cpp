@@ -1,5 +1,6 @@
 #include "tokens.h"
 
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
 #include <mutex>
@@ -23,12 +24,18 @@ void on_fault(int number, siginfo_t* info, void* context) {
 }
 
 template <typename T>
-void widen(const void* data, std::int64_t first, std::int64_t count, std::int64_t* out) {
+Extremes widen(const void* data, std::int64_t first, std::int64_t count, std::int64_t* out) {
   const T* ids = static_cast<const T*>(data) + first;
-  for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<std::int64_t>(ids[i]);
+  T lowest = count > 0 ? ids[0] : T{0}, highest = lowest;
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<std::int64_t>(ids[i]);
+    lowest = std::min(lowest, ids[i]);
+    highest = std::max(highest, ids[i]);
+  }
+  return {static_cast<std::int64_t>(lowest), static_cast<std::int64_t>(highest)};
 }
 
-void widen_any(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out) {
+Extremes widen_any(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out) {
   switch (tokens.width) {
     case Width::u8: return widen<std::uint8_t>(tokens.data, first, count, out);
     case Width::i8: return widen<std::int8_t>(tokens.data, first, count, out);
@@ -37,17 +44,18 @@ void widen_any(const Tokens& tokens, std::int64_t first, std::int64_t count, std
     case Width::i32: return widen<std::int32_t>(tokens.data, first, count, out);
     case Width::i64: return widen<std::int64_t>(tokens.data, first, count, out);
   }
+  return {0, 0};
 }
 
 // Nothing between sigsetjmp and the fault owns anything, so that the jump skips no destructor.
-bool widen_guarded(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out) {
+bool widen_guarded(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out, Extremes& found) {
   sigjmp_buf here;
   if (sigsetjmp(here, 0) != 0) {
     escape = nullptr;
     return false;
   }
   escape = &here;
-  widen_any(tokens, first, count, out);
+  found = widen_any(tokens, first, count, out);
   escape = nullptr;
   return true;
 }
@@ -67,11 +75,13 @@ void guard_maps() {
   sigaction(SIGBUS, &ours, nullptr);
 }
 
-void read_ids(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out) {
+Extremes read_ids(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out) {
   if (first < 0 || count < 0 || count > tokens.count || first > tokens.count - count) {
     throw std::out_of_range("a document lies outside the .bin");
   }
-  if (!widen_guarded(tokens, first, count, out)) throw Shrunk("a .bin was cut short while it was being read");
+  Extremes found{0, 0};
+  if (!widen_guarded(tokens, first, count, out, found)) throw Shrunk("a .bin was cut short while it was being read");
+  return found;
 }
 
 }  // namespace megaswitch

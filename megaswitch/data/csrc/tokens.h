@@ -23,7 +23,12 @@ struct Shrunk : std::runtime_error {
 // called before each batch, since others may have set a handler of their own meanwhile. Faults elsewhere go to that handler.
 void guard_maps();
 
-// Copies ids first .. first + count - 1, widened; std::out_of_range where they are not all inside, Shrunk where the file is shorter by now.
-void read_ids(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out);
+struct Extremes {
+  std::int64_t lowest, highest;
+};
+
+// Copies ids first .. first + count - 1, widened, and says between what they lie (0 and 0 where there are none);
+// std::out_of_range where they are not all inside, Shrunk where the file is shorter by now.
+Extremes read_ids(const Tokens& tokens, std::int64_t first, std::int64_t count, std::int64_t* out);
 
 }  // namespace megaswitch
