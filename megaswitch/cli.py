@@ -1,9 +1,9 @@
 """The `megaswitch` command. Help and configuration errors are answered without importing torch."""
 
 import json
-import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from megaswitch.config.load import load
@@ -21,6 +21,7 @@ Pretrains Switch Transformers.
   fill          fill in masked spans of a text with a checkpoint
   info          parameters and FLOPs of a preset
   schedule      show a pipeline schedule as text or a picture: who computes what, who waits
+  preflight     look at everything a run needs, send a batch through a whole step, and throw it away
   check-config  say everything that is wrong with a configuration, start nothing
 
 Each command answers --help. Under torchrun: torchrun --nproc-per-node 4 -m megaswitch train ...
@@ -37,6 +38,13 @@ def _train(argv: Sequence[str]) -> int:
     from megaswitch.train.loop import train  # here: help must not import torch
 
     return train(config)
+
+
+def _preflight(argv: Sequence[str]) -> int:
+    config = _config("preflight", argv, "Look at everything that `megaswitch train` with these arguments needs.")
+    from megaswitch.train.preflight_command import preflight
+
+    return preflight(config)
 
 
 def _eval(argv: Sequence[str]) -> int:
@@ -90,6 +98,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fill": _fill,
     "info": _info,
     "schedule": _schedule,
+    "preflight": _preflight,
     "check-config": _check_config,
 }
 
@@ -98,7 +107,7 @@ def _fail(error: Exception) -> int:
     """One clear line (or list) on standard error, and the exit code of its kind."""
     code = getattr(error, "exit_code", EXIT_INTERNAL)
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or code not in (64, 65, 66):  # what every rank finds alike is said once
+    if rank == "0" or code not in (64, 65, 66, 73, 78):  # what every rank finds alike is said once
         sys.stderr.write(f"megaswitch: {error}\n")
     return int(code)
 
@@ -117,5 +126,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "exit_code"):
             return _fail(error)
-        logging.getLogger(__name__).debug("internal error", exc_info=True)
-        raise
+        traceback.print_exc()
+        return EXIT_INTERNAL

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / name for name in ("README.md", "launch/README.md", "tools/README.md", "data_prep/README.md")]
 README = GUIDES[0].read_text()
 BLOCK = re.compile(r"(<!-- not run by the tests: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
-SECTIONS = "model|layout|train|optim|data|eval|checkpoint|run|log"
+SECTIONS = "model|layout|train|optim|data|eval|checkpoint|run|log|guard"
 FOLDERS = "data_prep|launch|tools|tests|megaswitch"
 
 

@@ -4,7 +4,7 @@ B sequences of a micro-batch, L this rank's part of the tokens, D d_model.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,6 +77,8 @@ class Executor:
         self.carried = [carried_after(None), *(carried_after(units[-1]) for units in cuts)]
         self.work = WeightWork(eager=topology.tp.size == topology.ep.size == 1)
         """Weight gradients of the passes under way, for their contexts."""
+        self.beat: Callable[[], None] = lambda: None
+        """Called before every action: who watches over the run sees that it gets on."""
 
     def run(
         self,
@@ -97,6 +99,7 @@ class Executor:
         passes = iter([action for action in schedule if action.kind is not Kind.WEIGHT])
         coming = self._expect(run, next(passes, None))
         for action in schedule:
+            self.beat()
             if action.kind is Kind.WEIGHT:
                 self._weights(run, action)
                 continue

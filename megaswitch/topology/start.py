@@ -89,7 +89,7 @@ def process_group(place: Place, seconds: float) -> Iterator[None]:
             refuse_uneven(gather_nodes(place.local_rank, place.local_world, place.device), place.world)
         yield
     except RuntimeError as error:
-        if not _lost_a_peer(error):
+        if not lost_a_peer(error):
             raise
         first = str(error).splitlines()[0]
         raise PeerLostError(f"rank {place.rank}: another process died or stopped answering ({first})") from error
@@ -113,7 +113,7 @@ def _meet(place: Place, timeout: timedelta) -> None:
         ) from error
 
 
-def _lost_a_peer(error: RuntimeError) -> bool:
+def lost_a_peer(error: RuntimeError) -> bool:
     """Whether a collective failed because of another process, as far as torch lets one tell."""
     signs = ("Connection reset", "Connection closed", "Connection refused", "Timed out", "Broken pipe", "NCCL")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

@@ -8,6 +8,7 @@ from megaswitch.data.config import DataConfig
 from megaswitch.model.config import ModelConfig
 from megaswitch.optim.config import OptimConfig
 from megaswitch.topology.config import LayoutConfig
+from megaswitch.train.guard_config import GuardConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TrainConfig:
         decoder_recompute: the same for the decoder; null: as in the encoder.
         objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
             "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.
+        deterministic: whether only operations that give the same bits each time are used, at some cost on a GPU.
     """
 
     steps: int = 1000
@@ -37,6 +39,7 @@ class TrainConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     decoder_recompute: Literal["none", "selective", "full"] | None = None
     objective: Literal["span_corruption", "prefix_lm", "iid_denoising", "ul2"] = "span_corruption"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class PlaceConfig:
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         timeout: seconds that a collective may take before the run ends.
         threads: torch threads of each process on a CPU; 0 divides the cores over the local processes.
+        preflight: whether a run begins with a micro-batch of its own and what `megaswitch preflight` looks at.
     """
 
     dir: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout: float = 600.0
     threads: int = 0
+    preflight: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class RunConfig:
         checkpoint: checkpoints.
         run: the run's folder and device.
         log: progress and TensorBoard.
+        guard: what is watched while it trains.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -109,6 +115,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: PlaceConfig = field(default_factory=PlaceConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     @property
     def run_dir(self) -> str:

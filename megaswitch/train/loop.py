@@ -3,9 +3,12 @@
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from megaswitch.checkpoint.saver import Saver
 from megaswitch.checkpoint.store import refuse_unwritable
@@ -15,18 +18,25 @@ from megaswitch.data.batch import Batch
 from megaswitch.data.dataset import Dataset
 from megaswitch.data.prefetch import Prefetcher
 from megaswitch.topology.start import Place, cpu_group, find_place, process_group
+from megaswitch.train.alike import facts, on_first, refuse_unlike
 from megaswitch.train.batches import micro_ranges
 from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
 from megaswitch.train.corpora import lowest_sentinel, memory_for, open_training, open_validation
+from megaswitch.train.determinism import deterministic
 from megaswitch.train.evaluate import Evaluation, evaluate
+from megaswitch.train.guards import Guards
+from megaswitch.train.lock import locked
+from megaswitch.train.peers import Peers, meet, naming_the_lost
+from megaswitch.train.preflight import look
 from megaswitch.train.reporter import Reporter, due
-from megaswitch.train.resume import checkpoint_root, find_start, resume
+from megaswitch.train.resume import checkpoint_root, find_start, go_back, resume
 from megaswitch.train.run_folder import open_folder
 from megaswitch.train.signals import StopRequest, stop_on_signals
 from megaswitch.train.speed import Clock, measured_peak
 from megaswitch.train.step import train_step
 from megaswitch.train.system import System, build, compute_dtype
+from megaswitch.train.watchdog import Watchdog, hang_limit
 from megaswitch.utils.errors import EXIT_PREEMPTED
 from megaswitch.utils.logging import setup
 from megaswitch.utils.problem import refuse
@@ -41,8 +51,11 @@ class _Run:
     system: System
     train: Dataset
     valid: dict[str, Dataset]
+    group: dist.ProcessGroup | None
     saver: Saver
     clock: Clock
+    watch: Watchdog
+    guards: Guards
     reporter: Reporter | None
 
 
@@ -58,19 +71,17 @@ def train(config: RunConfig, place: Place | None = None) -> int:
     source = open_training(config)
     valid = open_validation(config)
     set_threads(config, place)
-    with process_group(place, config.run.timeout), stop_on_signals() as stop:
+    with ExitStack() as stack:
+        stack.enter_context(process_group(place, config.run.timeout))
+        stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(deterministic(config.train.deterministic))
         group = cpu_group(place, config.run.timeout)
-        start = find_start(config, group)
-        system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=start is None)
-        progress = Progress(0, 0) if start is None else resume(system, start, source.fingerprint)
-        saver = Saver(checkpoint_root(config), config.checkpoint, group, place.local_world)
-        run = _open(config, system, source, valid, saver, progress)
-        try:
+        refuse_unlike(facts(config, source.fingerprint), group)
+        stack.enter_context(locked(Path(config.run_dir), place.rank, group))
+        peers = meet(place.rank, Path(config.run_dir), group)
+        with naming_the_lost(peers):
+            run, progress = _begin(stack, config, place, source, valid, group, peers)
             return _loop(run, progress, stop)
-        finally:
-            run.saver.close()
-            if run.reporter is not None:
-                run.reporter.close()
 
 
 def set_threads(config: RunConfig, place: Place) -> None:
@@ -79,23 +90,42 @@ def set_threads(config: RunConfig, place: Place) -> None:
     torch.set_num_threads(config.run.threads or max(1, cores // place.local_world))
 
 
-def _open(
+def _begin(
+    stack: ExitStack,
     config: RunConfig,
-    system: System,
+    place: Place,
     source: Dataset,
     valid: dict[str, Dataset],
-    saver: Saver,
-    progress: Progress,
-) -> _Run:
-    """Folder, record and clock."""
-    peak = measured_peak(system.topology, compute_dtype(config, system.topology.device))
-    reporter = None
-    if system.topology.rank == 0:
-        folder = open_folder(config)
-        refuse_unwritable(checkpoint_root(config))
-        reporter = Reporter(config, folder, progress.step)
+    group: dist.ProcessGroup | None,
+    peers: Peers,
+) -> tuple[_Run, Progress]:
+    """Everything a run works with, brought to where it stood; what has to be closed is closed by the stack."""
+    start = find_start(config, group)
+    system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=start is None)
+    progress = Progress(0, 0) if start is None else resume(system, start, source.fingerprint)
+    if start is not None and progress.skipped:
+        log.info("of these steps %d were skipped", progress.skipped)
+    peak = measured_peak(system.topology, compute_dtype(config, place.device))
+    folder = on_first(place.rank, group, lambda: _open_folders(config))
+    if config.run.preflight:
+        look(system, source, checkpoint_root(config), group, progress)
+    saver = Saver(checkpoint_root(config), config.checkpoint, group, place.local_world)
+    stack.callback(saver.close)
+    watch = Watchdog(peers, hang_limit(config.guard.hang, config.run.timeout))
+    system.executor.beat = watch.beat
+    guards = Guards(system, Path(config.run_dir), watch)
+    reporter = None if folder is None else Reporter(config, folder, progress.step, guards.memory)
+    if reporter is not None:
+        stack.callback(reporter.close)
         _announce(system, peak)
-    return _Run(system, source, valid, saver, Clock(config, peak), reporter)
+    stack.enter_context(watch.watching())
+    return _Run(system, source, valid, group, saver, Clock(config, peak), watch, guards, reporter), progress
+
+
+def _open_folders(config: RunConfig) -> Path:
+    folder = open_folder(config)
+    refuse_unwritable(checkpoint_root(config))
+    return folder
 
 
 def _announce(system: System, peak: float) -> None:
@@ -114,9 +144,13 @@ def _loop(run: _Run, progress: Progress, stop: StopRequest) -> int:
     if progress.step >= end:
         log.info("nothing left to do: step %d of %d is done", progress.step, end)
         return 0
-    run.clock.skip()
-    with _ahead(run, progress, end) as batches:
-        return _steps(run, progress, end, batches, stop)
+    while True:
+        run.clock.skip()
+        with _ahead(run, progress, end) as batches:
+            outcome = _steps(run, progress, end, batches, stop)
+        if isinstance(outcome, int):
+            return outcome
+        progress = outcome
 
 
 def _ahead(run: _Run, progress: Progress, end: int) -> Prefetcher:
@@ -129,17 +163,27 @@ def _ahead(run: _Run, progress: Progress, end: int) -> Prefetcher:
     return Prefetcher(run.train, plan, progress.step, end, make=memory_for(run.system.topology.device))
 
 
-def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch]], stop: StopRequest) -> int:
+def _steps(
+    run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch]], stop: StopRequest
+) -> int | Progress:
+    """Steps up to `end`, or up to a signal: an exit code; or to where the run goes back to after a spike."""
     config = run.system.config
+    run.watch.enter("data", progress.step)
     for sequences in batches:
-        result = train_step(run.system, sequences, progress.step, stop=stop.asked)
-        progress = Progress(progress.step + 1, progress.samples + config.train.global_batch)
+        run.watch.enter("step")
+        updates, rerun = progress.step - progress.skipped, config.guard.rerun
+        result = train_step(run.system, sequences, progress.step, updates=updates, stop=stop.asked, rerun=rerun)
+        first_sample, progress = progress.samples, _after(progress, config.train.global_batch, result.skipped)
         speed = run.clock.lap(config.train.steps - progress.step)
+        run.guards.look(result, progress, first_sample)
         stopping = result.record.stops > 0
+        if not stopping and run.guards.spiked(result, progress.step) and (back := _go_back(run, progress)):
+            return back
         evaluation = None if stopping else _evaluate(run, progress.step)
         if run.reporter is not None:
             run.reporter.tell(progress, result, evaluation, speed, max(run.train.epochs(progress.samples)))
         run.saver.poll()
+        run.guards.grace.look(progress.step, run.saver)
         last = stopping or progress.step == end
         if last or due(progress.step, config.checkpoint.every):
             _save(run, progress, evaluation, last=last, hurry=stopping)
@@ -147,7 +191,31 @@ def _steps(run: _Run, progress: Progress, end: int, batches: Iterable[list[Batch
             log.warning("stopped by a signal after step %d; the same command goes on from here", progress.step)
             return EXIT_PREEMPTED
         run.clock.skip()  # evaluation, records and checkpoints are no part of a step's speed
+        run.watch.enter("data", progress.step)
     return 0
+
+
+def _after(progress: Progress, size: int, skipped: bool) -> Progress:
+    """A skipped step is a step: its batch is consumed, and only the optimizer does not count it."""
+    return Progress(progress.step + 1, progress.samples + size, progress.skipped + skipped)
+
+
+def _go_back(run: _Run, progress: Progress) -> Progress | None:
+    """The newest checkpoint's state, to go on from with the samples that come now; None where there is none."""
+    run.watch.enter("")
+    run.saver.settle()
+    back = go_back(run.system, run.group)
+    if back is None:
+        log.warning("step %d: the loss stands out, but there is no checkpoint to go back to", progress.step)
+        return None
+    log.warning(
+        "step %d: the loss stands out; going back to step %d, past the samples %d to %d",
+        *(progress.step, back.step, back.samples, progress.samples - 1),
+    )
+    if run.reporter is not None:
+        run.reporter.close()
+        run.reporter.go_on_from(back.step)
+    return replace(back, samples=progress.samples)
 
 
 def _evaluate(run: _Run, step: int) -> Evaluation | None:
@@ -155,6 +223,7 @@ def _evaluate(run: _Run, step: int) -> Evaluation | None:
     config = run.system.config
     if not run.valid or not (step == config.train.steps or due(step, config.eval.every)):
         return None
+    run.watch.enter("evaluation")
     evaluation = evaluate(run.system, run.valid)
     log.info("step %d: validation nll %.4f over %d samples", step, evaluation.nll, evaluation.samples)
     return evaluation
@@ -163,10 +232,14 @@ def _evaluate(run: _Run, step: int) -> Evaluation | None:
 def _save(run: _Run, progress: Progress, evaluation: Evaluation | None, *, last: bool, hurry: bool) -> None:
     """Save beside the training; the last time wait for it, and let a failure end the run."""
     system = run.system
+    if not run.guards.may_save(progress.step, last=last):
+        return
+    run.watch.enter("")  # how long a disk may take is not ours to say
     pieces = training_pieces(system.buckets, system.optimizer)
     nll = None if evaluation is None else evaluation.nll
     state = training_state(progress, to_dict(system.config), run.train.fingerprint, nll)
     if last:
         run.saver.save_last(progress.step, pieces, state, hurry=hurry)
     else:
+        run.guards.grace.begun()
         run.saver.save(progress.step, pieces, state)

@@ -40,6 +40,10 @@ _AT_LEAST_1 = _Range(
         "optim.min_dim_to_factor",
         "optim.bucket_elements",
         "log.every",
+        "guard.nonfinite_limit",
+        "guard.spike_window",
+        "guard.spike_rewinds",
+        "guard.straggler_factor",
     ),
 )
 _AT_LEAST_0 = _Range(
@@ -65,6 +69,11 @@ _AT_LEAST_0 = _Range(
         "data.threads",
         "run.threads",
         "log.images_every",
+        "guard.spike_factor",
+        "guard.hang",
+        "guard.replicas_every",
+        "guard.stragglers_every",
+        "guard.grace",
     ),
 )
 _ABOVE_0 = _Range(
@@ -91,7 +100,12 @@ _FACTORS = _Range(
     "give a number above 0, or none to drop nothing",
     ("model.capacity_factor", "model.eval_capacity_factor"),
 )
-RANGES = (_AT_LEAST_1, _AT_LEAST_0, _ABOVE_0, _SHARES, _FACTORS)
+_PARTS = _Range(
+    lambda number: 0 < number <= 1,
+    "give a number above 0, and at most 1",
+    ("guard.router_share", "guard.memory_share"),
+)
+RANGES = (_AT_LEAST_1, _AT_LEAST_0, _ABOVE_0, _SHARES, _FACTORS, _PARTS)
 
 
 def range_problems(config: RunConfig) -> Iterator[Problem]:

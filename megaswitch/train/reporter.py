@@ -7,6 +7,7 @@ from megaswitch.checkpoint.training import Progress
 from megaswitch.train.board import Board
 from megaswitch.train.config import RunConfig
 from megaswitch.train.evaluate import Evaluation
+from megaswitch.train.memory import Memory
 from megaswitch.train.run_folder import Metrics
 from megaswitch.train.speed import Speed, clock_text
 from megaswitch.train.step import StepResult
@@ -28,9 +29,10 @@ def metrics_line(
     evaluation: Evaluation | None,
     tokens_per_s: float,
     epochs: float,
+    memory_gb: float,
 ) -> Line:
     """One step's record. loss = nll + z_loss + aux_loss + router_z_loss, each with its coefficient; `epochs` are
-    the passes over the corpus that was passed over most often."""
+    the passes over the corpus that was passed over most often; `memory_gb` is this rank's."""
     record, model = result.record, config.model
     line: Line = {
         "step": progress.step,
@@ -45,6 +47,8 @@ def metrics_line(
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "tokens_per_s": tokens_per_s,
+        "skipped": progress.skipped,
+        "memory_gb": memory_gb,
     }
     if evaluation is not None:
         line |= {"valid_nll": evaluation.nll, "valid_content_nll": evaluation.content_nll}
@@ -56,17 +60,22 @@ def metrics_line(
 class Reporter:
     """The first rank's records, in the run's folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, first_step: int) -> None:
-        self.config = config
-        self.metrics = Metrics(folder, first_step)
-        self.board = Board(folder / "tb", first_step) if config.log.tensorboard else None
+    def __init__(self, config: RunConfig, folder: Path, first_step: int, memory: Memory) -> None:
+        self.config, self._folder, self._memory = config, folder, memory
+        self.go_on_from(first_step)
+
+    def go_on_from(self, step: int) -> None:
+        """What was recorded of later steps is taken back."""
+        self.metrics = Metrics(self._folder, step)
+        self.board = Board(self._folder / "tb", step) if self.config.log.tensorboard else None
 
     def tell(
         self, progress: Progress, result: StepResult, evaluation: Evaluation | None, speed: Speed, epochs: float
     ) -> None:
         """Record one step."""
         step, every = progress.step, self.config.log.every
-        line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s, epochs)
+        used = self._memory.used_gb()
+        line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s, epochs, used)
         self.metrics.write(line)
         if due(step, every) or step == 1:
             self._say(line, speed)

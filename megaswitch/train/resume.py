@@ -24,8 +24,10 @@ _FREE = (
     "log.",
     "eval.",
     "checkpoint.",
+    "guard.",
     "data.",
     "train.stop_after",
+    "train.deterministic",
     "train.recompute",
     "optim.zero",
 )
@@ -139,4 +141,15 @@ def restore_weights(system: System, reader: Reader) -> Progress:
     """Only the weights, for evaluation."""
     _check_config(system.config, reader)
     restore(reader, system.buckets, None)
+    return progress_of(reader)
+
+
+def go_back(system: System, group: "dist.ProcessGroup | None") -> Progress | None:
+    """Bring the system to the newest checkpoint of its own that verifies; None where there is none."""
+    path = choose(checkpoint_root(system.config), "auto", group)
+    if path is None:
+        return None
+    reader = Reader(path, verify=False)
+    system.buckets.await_weights(system.buckets.params)
+    restore(reader, system.buckets, system.optimizer)
     return progress_of(reader)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from torch import Tensor
+
 from megaswitch.model.micro_batch import Sequences
 from megaswitch.model.record import Record, StepRecord
 from megaswitch.optim.bucket import Bucket
@@ -12,7 +14,6 @@ from megaswitch.optim.schedule import learning_rate
 from megaswitch.pipeline.schedule import make_schedule
 from megaswitch.train.batches import make_work
 from megaswitch.train.system import System
-from megaswitch.utils.errors import DivergedError
 from megaswitch.utils.host import host_read
 
 
@@ -20,13 +21,17 @@ from megaswitch.utils.host import host_read
 class StepResult:
     """What a step did: all numbers are of the global batch and equal on all ranks.
 
-    `loss` is everything that is optimised; `record` its parts; `grad_norm` is before clipping.
+    `loss` is everything that is optimised; `record` its parts; `grad_norm` is before clipping. A step whose loss or
+    norm is not finite is `skipped`: nothing was updated. `retried`: the first attempt was not finite, so a second was
+    made.
     """
 
     loss: float
     record: StepRecord
     grad_norm: float
     lr: float
+    skipped: bool = False
+    retried: bool = False
 
 
 def total_loss(system: System, record: StepRecord) -> float:
@@ -49,25 +54,54 @@ def compute_gradients(
     record = Record(config.model, system.topology.device)
     record.ask_to_stop(stop)
     system.buckets.zero_grad()
-    schedule = make_schedule(layout.schedule, layout.pp, layout.num_chunks, system.num_microbatches)
+    schedule = make_schedule(layout.schedule, layout.pp, layout.num_chunks, len(sequences))
     own = schedule[system.topology.pp.rank]
     system.executor.run(own, work.batches, work.contexts, record, train=True)
     system.buckets.reduce()
     return record.summed(system.topology.world)
 
 
-def train_step(system: System, sequences: Sequence[Sequences], step: int, *, stop: bool = False) -> StepResult:
-    """Step number `step` (from 0): gradients, norm, clipping, update; no update when a number is not finite."""
-    config = system.config
+@dataclass(frozen=True)
+class _Attempt:
+    """Gradients computed, their norm read: both numbers are equal on all ranks, so that all come to one decision."""
+
+    record: StepRecord
+    loss: float
+    norm: Tensor
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        return isfinite(self.grad_norm) and isfinite(self.loss)
+
+
+def _attempt(system: System, sequences: Sequence[Sequences], step: int, *, stop: bool) -> _Attempt:
     record = compute_gradients(system, sequences, step, stop=stop)
     norm = gradient_norm(system.buckets)
-    grad_norm, loss = float(host_read("grad_norm", norm.unsqueeze(0))[0]), total_loss(system, record)
-    if not (isfinite(grad_norm) and isfinite(loss)):
-        raise DivergedError(
-            f"step {step + 1} has loss {loss} and gradient norm {grad_norm}; nothing was updated. "
-            "Resume from the last checkpoint with a lower optim.lr, clipping (optim.clip) or train.dtype=float32"
-        )
-    clip_(system.buckets, norm, config.optim.clip)
+    grad_norm = float(host_read("grad_norm", norm.unsqueeze(0))[0])
+    return _Attempt(record, total_loss(system, record), norm, grad_norm)
+
+
+def train_step(
+    system: System,
+    sequences: Sequence[Sequences],
+    step: int,
+    *,
+    updates: int | None = None,
+    stop: bool = False,
+    rerun: bool = False,
+) -> StepResult:
+    """Step number `step` (from 0): gradients, norm, clipping, update; no update when a number is not finite.
+
+    `updates` are those done before (by default all steps were updates). With `rerun`, gradients that are not finite are
+    computed once more: the same batch with the same noise, so that only a fault of the machine can make a difference.
+    """
+    config = system.config
+    attempt, retried = _attempt(system, sequences, step, stop=stop), False
+    if rerun and not attempt.finite:
+        attempt, retried = _attempt(system, sequences, step, stop=stop), True
     lr = learning_rate(config.optim, step, config.train.steps)
-    system.optimizer.step(lr, step + 1, Bucket.begin_publish)
-    return StepResult(loss, record, grad_norm, lr)
+    if attempt.finite:
+        clip_(system.buckets, attempt.norm, config.optim.clip)
+        system.optimizer.step(lr, (step if updates is None else updates) + 1, Bucket.begin_publish)
+    return StepResult(attempt.loss, attempt.record, attempt.grad_norm, lr, not attempt.finite, retried)

@@ -67,6 +67,10 @@ AT_LEAST_1 = [
     "optim.min_dim_to_factor",
     "optim.bucket_elements",
     "log.every",
+    "guard.nonfinite_limit",
+    "guard.spike_window",
+    "guard.spike_rewinds",
+    "guard.straggler_factor",
 ]
 AT_LEAST_0 = [
     "model.num_experts",
@@ -88,6 +92,11 @@ AT_LEAST_0 = [
     "data.threads",
     "run.threads",
     "log.images_every",
+    "guard.spike_factor",
+    "guard.hang",
+    "guard.replicas_every",
+    "guard.stragglers_every",
+    "guard.grace",
 ]
 ABOVE_0 = [
     "model.init_scale",
@@ -100,6 +109,7 @@ ABOVE_0 = [
     "run.timeout",
 ]
 SHARES = ["model.dropout", "model.expert_dropout", "model.router_dropout", "model.jitter", "optim.beta1", "optim.beta2"]
+PARTS = ["guard.router_share", "guard.memory_share"]
 NAN = float("nan")
 
 
@@ -125,9 +135,16 @@ def test_shares_that_are_none(key, value):
     assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}, "and under no other key"
 
 
+@pytest.mark.parametrize("key", PARTS)
+def test_parts_of_a_whole(key):
+    for value in (0.0, 1.5, NAN):
+        assert told(**{key.replace(".", "__"): value}) == {key: f"is {value}"}
+    assert told(**{key.replace(".", "__"): 1.0}) == {}
+
+
 def test_every_range_is_tested():
     factors = ("model.capacity_factor", "model.eval_capacity_factor")
-    tested = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *SHARES, *factors]
+    tested = [*AT_LEAST_1, *AT_LEAST_0, *ABOVE_0, *SHARES, *PARTS, *factors]
     assert sorted(key for allowed in RANGES for key in allowed.keys) == sorted(tested)
 
 

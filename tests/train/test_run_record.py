@@ -15,7 +15,7 @@ from megaswitch.train.loop import train
 
 KEYS = {
     *("step", "samples", "epochs", "loss", "nll", "aux_loss", "z_loss", "router_z_loss", "dropped", "grad_norm", "lr"),
-    "tokens_per_s",
+    *("tokens_per_s", "skipped", "memory_gb"),
 }
 VALIDATION = {"valid_nll", "valid_content_nll"}
 LAYERS = ("encoder.1", "decoder.1")

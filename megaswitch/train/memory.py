@@ -1,0 +1,36 @@
+"""How much memory is in use, and a warning before there is none left."""
+
+import logging
+
+import psutil
+import torch
+
+from megaswitch.checkpoint.staging import spare_memory
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    """Looks at the host's and the device's memory."""
+
+    def __init__(self, device: torch.device, limit: float) -> None:
+        """Above `limit`, a share of what there is, a warning is given, once until it falls below again."""
+        self._device, self._limit = device, limit
+        self._process, self._warned = psutil.Process(), False
+
+    def used_gb(self) -> float:
+        """Of this process, in 10^9 bytes: on a GPU the most that it held so far, else what is resident."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self._device) / 1e9
+        return float(self._process.memory_info().rss) / 1e9
+
+    def look(self, step: int) -> None:
+        """Warn where there is little left."""
+        shares = {"this host's memory": 1.0 - spare_memory() / psutil.virtual_memory().total}
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            shares["the device's memory"] = 1.0 - free / total
+        full = [f"{share:.0%} of {what}" for what, share in shares.items() if share > self._limit]
+        if full and not self._warned:
+            log.warning("step %d: %s is in use", step, " and ".join(full))
+        self._warned = bool(full)
