@@ -71,3 +71,17 @@ def test_integer_weights():
     assert integer_weights([Fraction(2), Fraction(4)]) == [1, 2]
     with pytest.raises(UserError, match="digits"):
         integer_weights([Fraction("0.12345678901234567891"), Fraction("0.3")])
+
+
+def test_shares_of_hundreds_of_corpora_are_exact_at_every_prefix():
+    """A share is furthest off just before and just after its corpus is taken. In whole numbers nothing is rounded."""
+    weights_K = np.random.default_rng(0).integers(1, 100_000, 400)
+    total, count = int(weights_K.sum()), 3 * _BLOCK + 1000
+    corpus_N, within_N = Blend(weights_K.tolist()).locate(0, count)
+    before_N, own_N = np.arange(count), weights_K[corpus_N]
+    assert ((within_N + 1) * total - (before_N + 1) * own_N < total).all()
+    assert (before_N * own_N - within_N * total < total).all()
+    taken_K = np.bincount(corpus_N, minlength=400)
+    assert (np.abs(taken_K * total - count * weights_K) < total).all()
+    for k in range(400):
+        assert (np.diff(within_N[corpus_N == k]) == 1).all()
