@@ -17,6 +17,8 @@ The environment says where:
   NODE_RANK      this node's number from 0, with MASTER_ADDR
   MASTER_ADDR    host of node 0; MASTER_PORT (default 29500) must be free there
   RDZV_ENDPOINT  host:port of one of the nodes, instead of NODE_RANK and MASTER_ADDR; RDZV_ID tells runs apart
+  LOCAL_ADDR     address by which the other nodes reach this one (default: what its host name stands for)
+  JOIN_SECONDS   how long a node waits for all others, at the start and for one that was lost (default 600)
   MAX_RESTARTS   how often torchrun starts all processes again after one has died (default 0)
   STOP_SECONDS   how long a stopped run may take to save before it is killed (default 300)
   OMP_NUM_THREADS  threads of one process on a CPU (default: cores divided by NPROC)
@@ -33,12 +35,14 @@ count_gpus() {
 
 rendezvous() {
     if [[ -n "${RDZV_ENDPOINT:-}" ]]; then
-        echo --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-megaswitch}"
+        echo --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-megaswitch}" \
+            --rdzv-conf "join_timeout=${JOIN_SECONDS:-600}" ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"}
     elif ((nnodes == 1)); then
         echo --standalone
     else
         echo --node-rank "${NODE_RANK:?number of this node, from 0}" \
-            --master-addr "${MASTER_ADDR:?host of node 0 (or set RDZV_ENDPOINT)}" --master-port "${MASTER_PORT:-29500}"
+            --master-addr "${MASTER_ADDR:?host of node 0 (or set RDZV_ENDPOINT)}" --master-port "${MASTER_PORT:-29500}" \
+            --rdzv-conf "timeout=${JOIN_SECONDS:-600}"
     fi
 }
 

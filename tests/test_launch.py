@@ -89,8 +89,10 @@ def test_script_is_bash(path):
 def test_train_says_what_it_takes():
     done = shell("bash", str(LAUNCH / "train.sh"), "--help")
     assert done.returncode == 0
-    for variable in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "RDZV_ENDPOINT", "MAX_RESTARTS", "STOP_SECONDS"):
-        assert variable in done.stdout and variable in (LAUNCH / "README.md").read_text()
+    variables = re.findall(r"^  ([A-Z_]{4,}) ", done.stdout, re.M)
+    assert {"NPROC", "NODE_RANK", "MASTER_ADDR", "RDZV_ENDPOINT", "LOCAL_ADDR", "STOP_SECONDS"} < set(variables)
+    for variable in variables:
+        assert f"`{variable}`" in (LAUNCH / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,10 @@ def test_train_says_what_it_takes():
         ({"NPROC": "3"}, "--nnodes 1 --nproc-per-node 3 --standalone"),
         ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}, "--node-rank 1 --master-addr a --master-port 29500"),
         ({"NNODES": "2", "RDZV_ENDPOINT": "a:1"}, "--rdzv-backend c10d --rdzv-endpoint a:1 --rdzv-id megaswitch"),
+        (
+            {"NNODES": "2", "RDZV_ENDPOINT": "a:1", "RDZV_ID": "x", "LOCAL_ADDR": "10.0.0.2", "JOIN_SECONDS": "9"},
+            "--rdzv-id x --rdzv-conf join_timeout=9 --local-addr 10.0.0.2 --max-restarts",
+        ),
     ],
 )
 def test_train_passes_on_where_it_runs(tmp_path, environment, expected):
