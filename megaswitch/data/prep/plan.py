@@ -6,8 +6,10 @@ shard is a run of whole small files, or a slice of a large one; packed files and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +88,23 @@ class Plan:
         return path
 
 
+def tokenizer_of(path: str) -> Tokenizer:
+    """The tokenizer, read once for all workers that are forked later, and again where the file has changed."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return Tokenizer(path)  # which says what is wrong
+    return _tokenizer(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str, changed: int, size: int) -> Tokenizer:
+    return Tokenizer(path)
+
+
 def make_plan(sources: Sequence[Source], reading: Reading, model: str, output: str, sentences: bool = False) -> Plan:
     """Cuts the sources into shards of about equal size; MissingInputError or DataError for the tokenizer."""
-    encoding = Encoding(model, Tokenizer(model).fingerprint, sentences)
+    encoding = Encoding(model, tokenizer_of(model).fingerprint, sentences)
     size = min(max(sum(source.size for source in sources) // _SHARDS, _SMALLEST), _LARGEST)
     groups: list[list[Slice]] = []
     room = 0

@@ -17,9 +17,9 @@ from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.layout import dtype_for, idx_path
 from megaswitch.data.prep.command import progress, say
 from megaswitch.data.prep.merge import append
-from megaswitch.data.prep.plan import Plan
+from megaswitch.data.prep.plan import Plan, tokenizer_of
 from megaswitch.data.prep.report import Summary
-from megaswitch.data.prep.shard import report_of, tokenizer_of, write_shard
+from megaswitch.data.prep.shard import report_of, write_shard
 from megaswitch.data.prep.workers import run_here
 from megaswitch.data.sidecar import Sidecar
 from megaswitch.data.writer import IndexedWriter, remove_stale, translated

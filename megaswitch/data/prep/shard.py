@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from queue import Queue
 from threading import Thread
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from megaswitch.data.indexed import IndexedCorpus
 from megaswitch.data.layout import dtype_for, idx_path
 from megaswitch.data.prep.documents import EMPTY, Reader
-from megaswitch.data.prep.plan import Plan
+from megaswitch.data.prep.plan import Plan, tokenizer_of
 from megaswitch.data.prep.report import Report
 from megaswitch.data.prep.sentences import split_sentences
 from megaswitch.data.tokenizer import Tokenizer
@@ -38,12 +37,6 @@ class Encoded:
     ids_T: NDArray[np.integer[Any]]
     lengths_Q: NDArray[np.int64]
     sequences_D: NDArray[np.int64]
-
-
-@lru_cache(maxsize=1)
-def tokenizer_of(path: str) -> Tokenizer:
-    """The tokenizer, read once a process."""
-    return Tokenizer(path)
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], sentences: bool, threads: int = 1) -> Encoded:
