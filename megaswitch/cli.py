@@ -22,6 +22,7 @@ Pretrains Switch Transformers.
   info          parameters and FLOPs of a preset
   schedule      show a pipeline schedule as text or a picture: who computes what, who waits
   preflight     look at everything a run needs, send a batch through a whole step, and throw it away
+  dry-run       play a step of one rank of any world: memory, collectives, FLOPs; nothing is started
   check-config  say everything that is wrong with a configuration, start nothing
 
 Each command answers --help. Under torchrun: torchrun --nproc-per-node 4 -m megaswitch train ...
@@ -72,6 +73,12 @@ def _schedule(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _dry_run(argv: Sequence[str]) -> int:
+    from megaswitch.dry_run.command import main
+
+    return main(argv)
+
+
 def _check_config(argv: Sequence[str]) -> int:
     """--world N (default: WORLD_SIZE or 1) stands before or between the configuration's own arguments."""
     rest, world = list(argv), process_number("WORLD_SIZE", 1, least=1)
@@ -99,6 +106,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "info": _info,
     "schedule": _schedule,
     "preflight": _preflight,
+    "dry-run": _dry_run,
     "check-config": _check_config,
 }
 

@@ -28,8 +28,9 @@ FLOORS = {
     "optim": 5,
     "checkpoint": 6,
     "train": 7,
-    "cli": 8,
-    "__main__": 9,
+    "dry_run": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """A module imports from its own package and from lower floors."""
 SAME_FLOOR = {("config", "utils")}

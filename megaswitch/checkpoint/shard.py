@@ -70,13 +70,22 @@ def file_hash(folder: Folder, name: str, advance: Callable[[int], None] = lambda
     return as_hash(digest)
 
 
-def _chunks(tensors: Sequence[Pending]) -> Iterator[bytes | memoryview]:
-    """The file's bytes in order: the header's length, the header, each tensor's elements."""
+def shard_size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the file that `write_shard` would make; the tensors need not have any elements."""
+    pending = [_present(name, tensor) for name, tensor in tensors.items()]
+    return len(_header(_in_order(pending))) + sum(tensor.num_bytes for tensor in pending)
+
+
+def _in_order(tensors: Sequence[Pending]) -> list[Pending]:
+    """Wide elements first, so that each tensor begins at a multiple of its element's size."""
     for tensor in tensors:
         if tensor.dtype not in SAFETENSORS_NAMES:
             raise ValueError(f"{tensor.name} is {tensor.dtype}; a checkpoint holds {', '.join(DTYPES)}")
-    # Wide elements first, so that each tensor begins at a multiple of its element's size.
-    ordered = sorted(tensors, key=lambda t: -t.dtype.itemsize)
+    return sorted(tensors, key=lambda t: -t.dtype.itemsize)
+
+
+def _header(ordered: Sequence[Pending]) -> bytes:
+    """What the file begins with: the header's length and the header."""
     header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in ordered:
@@ -85,7 +94,13 @@ def _chunks(tensors: Sequence[Pending]) -> Iterator[bytes | memoryview]:
         header[tensor.name] = {"dtype": name, "shape": tensor.shape, "data_offsets": [start, end]}
     text = orjson.dumps(header)
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(8, "little") + text
+
+
+def _chunks(tensors: Sequence[Pending]) -> Iterator[bytes | memoryview]:
+    """The file's bytes in order: its header, each tensor's elements."""
+    ordered = _in_order(tensors)
+    yield _header(ordered)
     for tensor in ordered:
         yield from _blocks(tensor)
 

@@ -33,7 +33,7 @@ from megaswitch.checkpoint.format import (
 from megaswitch.checkpoint.manifest import encode
 from megaswitch.checkpoint.places import Place
 from megaswitch.checkpoint.reader import Reader
-from megaswitch.checkpoint.shard import write_shard
+from megaswitch.checkpoint.shard import shard_size, write_shard
 from megaswitch.comm.messages import broadcast_bytes, gather_bytes
 from megaswitch.params.boxes import Box
 from megaswitch.utils.errors import CannotWriteError, DataError
@@ -91,6 +91,13 @@ def save(
     if error:
         raise CannotWriteError(error)
     return final
+
+
+def planned_size(pieces: Iterable[Piece]) -> int:
+    """Bytes of the shard that a rank with these pieces would write; their tensors need not have any elements."""
+    mine, error = _collect(0, pieces)
+    assert not error, error
+    return shard_size({key: piece.tensor for key, piece in mine.items()})
 
 
 def refuse_unwritable(root: Place) -> None:

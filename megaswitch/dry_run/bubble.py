@@ -1,0 +1,32 @@
+"""How much of a step the pipeline's ranks wait, with stages as long as their FLOPs."""
+
+from megaswitch.model.config import STACKS, Stack
+from megaswitch.model.flops import unit_flops
+from megaswitch.model.units import Unit, cut_stages
+from megaswitch.pipeline.schedule import make_schedule
+from megaswitch.pipeline.simulate import Costs, simulate
+from megaswitch.train.config import RunConfig
+
+
+def bubble(config: RunConfig, num_microbatches: int) -> float:
+    """Share of all ranks' time that is waiting; messages take none, and a stage's backward takes twice its forward
+    (three times where its blocks are recomputed as a whole)."""
+    layout = config.layout
+    cuts = cut_stages(config.model, layout)
+    forward = [sum(_flops(config, unit) for unit in units) for units in cuts]
+    again = [sum(_flops(config, unit) for unit in units if _recomputed(config, unit)) for units in cuts]
+    costs = Costs(forward, [f + more for f, more in zip(forward, again, strict=True)], forward)
+    schedule = make_schedule(layout.schedule, layout.pp, layout.num_chunks, num_microbatches)
+    return simulate(schedule, costs, v=layout.v_placement).bubble
+
+
+def _flops(config: RunConfig, unit: Unit) -> float:
+    return unit_flops(config.model, unit.kind, unit.stack, unit.layer, router=True)
+
+
+def _recomputed(config: RunConfig, unit: Unit) -> bool:
+    train = config.train
+    of: dict[Stack, str] = dict.fromkeys(STACKS, train.recompute)
+    if train.decoder_recompute is not None:
+        of["decoder"] = train.decoder_recompute
+    return unit.kind == "block" and of[unit.stack] == "full"

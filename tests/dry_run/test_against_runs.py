@@ -1,0 +1,108 @@
+"""What a played step predicts is what a real one does, rank by rank, on layouts that run here.
+
+The same watch is put over both. Routing is the real run's: what its hosts read is what the played one is told.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from parity.harness import Sample, place, small
+
+from megaswitch.dry_run.memory import KINDS
+from megaswitch.dry_run.step import play, watch_step
+from megaswitch.dry_run.watch import Watch
+from megaswitch.model.config import STACKS, ModelConfig
+from megaswitch.optim.config import OptimConfig
+from megaswitch.topology.config import LayoutConfig
+from megaswitch.topology.topology import own_groups
+from megaswitch.train.config import RunConfig
+from megaswitch.train.system import build
+from megaswitch.utils.host import answered_by
+
+Reads = list[tuple[str, list[Any]]]
+
+
+def config_of(layout: dict[str, Any], model: dict[str, Any], optim: dict[str, Any], train: dict[str, Any]) -> RunConfig:
+    base = small(d_model=64, d_ff=96, d_kv=16, vocab_size=257, encoder_length=48, decoder_length=23, **model)
+    return replace(
+        base,
+        layout=LayoutConfig(**layout),
+        train=replace(base.train, **{"dtype": "bfloat16", "global_batch": 16, "micro_batch": 2, **train}),
+        optim=OptimConfig(min_dim_to_factor=16, bucket_elements=1 << 14, **optim),
+    )
+
+
+def sample(model: ModelConfig, seed: int) -> Sample:
+    """A micro-batch of random sequences without padding, as training has them."""
+    rng = np.random.default_rng([dist.get_rank(), seed])
+    ids = {stack: rng.integers(2, model.vocab_size, (2, model.length(stack))) for stack in STACKS}
+    return Sample(ids["encoder"], ids["decoder"], ids["decoder"], np.arange(2))
+
+
+def facts(watch: Watch) -> dict[str, Any]:
+    """All that is counted."""
+    memory = watch.memory
+    return {
+        "traffic": {key: (t.count, t.bytes, t.wire) for key, t in watch.traffic.items()},
+        "flops": {key: n for key, n in watch.products.flops.items() if n},
+        "products": {key: n for key, n in watch.products.calls.items() if n},
+        **dict(zip(KINDS, memory.peak, strict=True)),
+        "peak": sum(memory.at_peak),
+    }
+
+
+def run_rank(config: RunConfig) -> tuple[dict[str, Any], Reads]:
+    """One rank of a real run: what the watch counted, and all that the host read."""
+    watch, reads = Watch(played=False), []
+
+    def note(kind: str, tensor: Any) -> list[Any]:
+        reads.append((kind, tensor.tolist()))
+        return reads[-1][1]
+
+    with own_groups(), watch.watching(), answered_by(note):
+        system = build(config, place())
+        watch_step(system, [sample(config.model, i) for i in range(system.num_microbatches)], watch)
+    return facts(watch), reads
+
+
+def replaying(reads: Reads) -> Any:
+    """Answers what a run has read, in its order."""
+    left: Iterator[tuple[str, list[Any]]] = iter(reads)
+
+    def answer(kind: str, tensor: Any) -> list[Any]:
+        wanted, values = next(left)
+        assert wanted == kind
+        return values
+
+    return answer
+
+
+SELECTIVE = {"recompute": "selective"}
+LAYOUTS = {
+    "alone": (1, {}, {}, {}, {}),
+    "tp2": (2, {"tp": 2}, {}, {}, {}),
+    "tp2 whole sequences": (2, {"tp": 2, "sequence_parallel": False}, {}, {}, {}),
+    "pp2": (2, {"pp": 2}, {}, {}, {}),
+    "pp2 tied one chunk": (2, {"pp": 2, "chunks": 1}, {"tied_embeddings": True}, {}, {"recompute": "full"}),
+    "ep2": (2, {"ep": 2}, {"capacity_factor": None}, {}, {}),
+    "dp2 zero": (2, {}, {}, {"name": "adamw"}, SELECTIVE),
+    "dp2 whole": (2, {}, {}, {"zero": False, "clip": 1.0}, {"dtype": "float32"}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2, "ep": 2}, {"activation": "geglu", "dropout": 0.1}, {}, SELECTIVE),
+    "tp2 etp2 ep2": (4, {"tp": 2, "ep": 2, "etp": 2}, {"router": "top2"}, {}, {"recompute": "full"}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_played_step_counts_what_a_real_one_does(world, name):
+    n, *parts = LAYOUTS[name]
+    config = config_of(*parts)
+    for rank, (real, reads) in enumerate(world(n, run_rank, config)):
+        told = facts(play(config, n, rank, answer=replaying(reads)).watch)
+        for key in ("traffic", "flops", "products", "weights", "gradients", "optimizer"):
+            assert told[key] == real[key], f"rank {rank}: {key}"
+        for key in ("activations", "buffers", "peak"):
+            assert told[key] == pytest.approx(real[key], rel=0.1), f"rank {rank}: {key}"
