@@ -1,31 +1,39 @@
 #include "denoise.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "rng.h"
 
 namespace megaswitch {
 namespace {
 
-// Lengths of `segments` non-empty parts of `items`, all compositions alike: first-of-segment marks in `segments - 1` of the places
-// 1 .. items - 1, chosen without repetition (Floyd). Written to every second place of `runs` from `at` on.
-void draw_lengths(std::int64_t items, std::int64_t segments, std::uint64_t key, std::vector<std::uint8_t>& first,
+// Lengths of `segments` non-empty parts of `items`, all compositions alike: a part ends behind `segments - 1` of the first items - 1
+// items, chosen without repetition (Floyd), and behind the last. Written to every second place of `runs`.
+void draw_lengths(std::int64_t items, std::int64_t segments, std::uint64_t key, std::vector<std::uint64_t>& last,
                   std::int64_t* runs) {
-  first.assign(static_cast<std::size_t>(items) + 1, 0);
+  last.assign(static_cast<std::size_t>(items) / 64 + 1, 0);
+  const auto mark = [&](std::int64_t item) {  // whether it was marked before
+    std::uint64_t& word = last[static_cast<std::size_t>(item) / 64];
+    const std::uint64_t bit = std::uint64_t{1} << (item % 64);
+    const bool marked = (word & bit) != 0;
+    word |= bit;
+    return marked;
+  };
   const std::int64_t places = items - 1;
   for (std::int64_t j = places - (segments - 1); j < places; ++j) {
-    const auto drawn = static_cast<std::int64_t>(bounded(key, static_cast<std::uint64_t>(j), static_cast<std::uint64_t>(j) + 1));
-    std::uint8_t& mark = first[static_cast<std::size_t>(drawn) + 1];
-    (mark != 0 ? first[static_cast<std::size_t>(j) + 1] : mark) = 1;
+    const auto bound = static_cast<std::uint64_t>(j) + 1;
+    if (mark(static_cast<std::int64_t>(bounded(key, bound - 1, bound)))) mark(j);
   }
-  first[static_cast<std::size_t>(items)] = 1;
-  std::int64_t begin = 0;
-  for (std::int64_t segment = 0; segment < segments; ++segment) {
-    const void* found = std::memchr(first.data() + begin + 1, 1, static_cast<std::size_t>(items - begin));
-    const std::int64_t end = static_cast<const std::uint8_t*>(found) - first.data();
-    runs[2 * segment] = end - begin;
-    begin = end;
+  mark(places);
+  std::int64_t begin = 0, base = 0;
+  for (std::uint64_t word : last) {
+    for (; word != 0; word &= word - 1) {
+      const std::int64_t end = base + __builtin_ctzll(word) + 1;
+      *runs = end - begin;
+      runs += 2;
+      begin = end;
+    }
+    base += 64;
   }
 }
 
@@ -33,8 +41,8 @@ void draw_lengths(std::int64_t items, std::int64_t segments, std::uint64_t key, 
 void draw_spans(const Rule& rule, std::uint64_t key, Scratch& scratch) {
   const std::int64_t length = std::max<std::int64_t>(rule.length, 2);
   scratch.runs.resize(static_cast<std::size_t>(2 * rule.spans));
-  draw_lengths(rule.noise, rule.spans, derive(key, 1), scratch.first, scratch.runs.data() + 1);
-  draw_lengths(length - rule.noise, rule.spans, derive(key, 2), scratch.first, scratch.runs.data());
+  draw_lengths(rule.noise, rule.spans, derive(key, 1), scratch.last, scratch.runs.data() + 1);
+  draw_lengths(length - rule.noise, rule.spans, derive(key, 2), scratch.last, scratch.runs.data());
 }
 
 // Each token by itself, but for the first, and for what would begin a run beyond the most.

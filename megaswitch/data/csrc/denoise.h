@@ -41,7 +41,7 @@ class Cursor {
 // Room that one thread needs, so that nothing is allocated for each sample.
 struct Scratch {
   std::vector<std::int64_t> raw, runs;
-  std::vector<std::uint8_t> first;
+  std::vector<std::uint64_t> last;
 };
 
 // Whether a rule's numbers fit together, whatever they are.
