@@ -19,7 +19,7 @@ The environment says where:
   RDZV_ENDPOINT  host:port of one of the nodes, instead of NODE_RANK and MASTER_ADDR; RDZV_ID tells runs apart
   LOCAL_ADDR     address by which the other nodes reach this one (default: what its host name stands for)
   JOIN_SECONDS   how long a node waits for all others, at the start and for one that was lost (default 600)
-  MAX_RESTARTS   how often torchrun starts all processes again after one has died (default 0)
+  MAX_RESTARTS   how often torchrun starts all processes again after one has died (default 0; many nodes: RDZV_ENDPOINT)
   STOP_SECONDS   how long a stopped run may take to save before it is killed (default 300)
   OMP_NUM_THREADS  threads of one process on a CPU (default: cores divided by NPROC)
 
@@ -34,9 +34,12 @@ count_gpus() {
 }
 
 rendezvous() {
+    local host=""
     if [[ -n "${RDZV_ENDPOINT:-}" ]]; then
+        # Where a host's name stands for 127.0.1.1, torchrun does not see that the address of the meeting point is its own.
+        if [[ "${RDZV_ENDPOINT%:*}" == "${LOCAL_ADDR:-}" ]]; then host=",is_host=1"; fi
         echo --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-megaswitch}" \
-            --rdzv-conf "join_timeout=${JOIN_SECONDS:-600}" ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"}
+            --rdzv-conf "join_timeout=${JOIN_SECONDS:-600}$host" ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"}
     elif ((nnodes == 1)); then
         echo --standalone
     else
@@ -61,6 +64,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 # Else a restarted attempt meets the addresses that the dead one left in the shared store, and hangs.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 where="$(rendezvous)"
+if [[ "$where" == *--master-addr* ]] && ((${MAX_RESTARTS:-0} > 0)); then
+    # This way of meeting always shares the store, with the addresses of the dead in it.
+    echo "train: MAX_RESTARTS needs RDZV_ENDPOINT where there are several nodes: restarted processes that meet by NODE_RANK" \
+        "and MASTER_ADDR look for the dead ones; set RDZV_ENDPOINT=HOST:PORT instead of both" >&2
+    exit 64
+fi
 
 # torchrun passes on only the signals named here: an unnamed one ends it and leaves its workers behind.
 # shellcheck disable=SC2086  # $where is a list of options

@@ -221,7 +221,7 @@ disturbed() {
     at="$(steps_of disturbed)"
     if ((at >= steps)); then fail "the run was over before node $lost could be lost"; fi
     say "   lost node $lost after step $at: its cable is cut, its processes are killed"
-    await "$limit" "processes of node $other that notice" told "$other" "another process died or stopped answering"
+    await "$limit" "processes of node $other that notice" told "$other" "exitcode: 76"
     say "   the processes of node $other have noticed and ended"
     ip -n "node$lost" link set eth0 up
     start "$lost" 2 "--run.dir=$folder/disturbed"

@@ -105,6 +105,10 @@ def test_train_says_what_it_takes():
             {"NNODES": "2", "RDZV_ENDPOINT": "a:1", "RDZV_ID": "x", "LOCAL_ADDR": "10.0.0.2", "JOIN_SECONDS": "9"},
             "--rdzv-id x --rdzv-conf join_timeout=9 --local-addr 10.0.0.2 --max-restarts",
         ),
+        (
+            {"NNODES": "2", "RDZV_ENDPOINT": "10.0.0.2:1", "LOCAL_ADDR": "10.0.0.2"},
+            "--rdzv-conf join_timeout=600,is_host=1 --local-addr 10.0.0.2 --max-restarts",
+        ),
     ],
 )
 def test_train_passes_on_where_it_runs(tmp_path, environment, expected):
@@ -124,3 +128,9 @@ def test_train_needs_to_know_which_node_it_is(tmp_path):
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NPROC": "1", "NNODES": "2"}
     done = shell("bash", str(LAUNCH / "train.sh"), env=environment)
     assert done.returncode != 0 and "number of this node" in done.stderr
+
+
+def test_train_refuses_restarts_that_would_look_for_the_dead():
+    environment = {**os.environ, "NPROC": "1", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "a", "MAX_RESTARTS": "1"}
+    done = shell("bash", str(LAUNCH / "train.sh"), env=environment)
+    assert done.returncode == 64 and "MAX_RESTARTS needs RDZV_ENDPOINT" in done.stderr
