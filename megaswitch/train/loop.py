@@ -172,7 +172,7 @@ def _steps(
     for sequences in batches:
         run.watch.enter("step")
         updates, rerun = progress.step - progress.skipped, config.guard.rerun
-        result = train_step(run.system, sequences, progress.step, updates=updates, stop=stop.asked, rerun=rerun)
+        result = train_step(run.system, sequences, progress.step, updates=updates, stop=stop.is_asked, rerun=rerun)
         first_sample, progress = progress.samples, _after(progress, config.train.global_batch, result.skipped)
         speed = run.clock.lap(config.train.steps - progress.step)
         run.guards.look(result, progress, first_sample)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from statistics import median
+from statistics import median_low
 
 import torch
 
@@ -32,8 +32,8 @@ def stragglers(rows: list[list[float]], factor: float) -> dict[int, str]:
     busy = [sum(row) for row in rows]
     if any(share != share for share in busy):
         return {}
-    middle = max(median(busy), 1e-3)
-    usual = [median(column) for column in zip(*rows, strict=True)]
+    middle = max(median_low(busy), 1e-3)
+    usual = [median_low(column) for column in zip(*rows, strict=True)]
     found = {}
     for rank, row in enumerate(rows):
         if busy[rank] > factor * middle:
@@ -49,7 +49,7 @@ def tell_stragglers(samples: Counter[str], world: Axis, device: torch.device, fa
     if world.rank != 0:
         return
     for rank, phase in stragglers(rows, factor).items():
-        others = 100 * median(sum(row) for row in rows)
+        others = 100 * median_low(sum(row) for row in rows)
         log.warning(
             "step %d: rank %d holds up the others: busy %.0f%% of the time where the median is %.0f%%, most of all "
             "with its %s",

@@ -76,11 +76,14 @@ class Reporter:
         step, every = progress.step, self.config.log.every
         used = self._memory.used_gb()
         line = metrics_line(self.config, progress, result, evaluation, speed.tokens_per_s, epochs, used)
-        self.metrics.write(line)
+        try:
+            self.metrics.write(line)
+        except OSError as error:  # a full disk: whether the run can go on is for the checkpoints to say
+            log.error("step %d is not recorded in %s: %s", step, self.metrics.path, error.strerror or error)
         if due(step, every) or step == 1:
             self._say(line, speed)
         if self.board is not None:
-            self._show(self.board, step, result, line)
+            self._try_to_show(self.board, step, result, line)
 
     def _say(self, line: Line, speed: Speed) -> None:
         log.info(
@@ -90,6 +93,14 @@ class Reporter:
             *(100 * line["dropped"], line["grad_norm"], speed.tokens_per_s),
             *(100 * speed.share_of_peak, clock_text(speed.seconds_left)),
         )
+
+    def _try_to_show(self, board: Board, step: int, result: StepResult, line: Line) -> None:
+        """Pictures are not worth a run: with the first trouble there are no more of them."""
+        try:
+            self._show(board, step, result, line)
+        except Exception as error:
+            log.error("step %d: no more TensorBoard events: %s: %s", step, type(error).__name__, error)
+            self.board = None
 
     def _show(self, board: Board, step: int, result: StepResult, line: Line) -> None:
         every = self.config.log

@@ -17,6 +17,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
 
+    def is_asked(self) -> bool:
+        """Whether it was, so far."""
+        return self.asked
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; die of the second."""
         name = signal.Signals(number).name

@@ -1,6 +1,6 @@
 """One optimizer step over a global batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -34,6 +34,14 @@ class StepResult:
     retried: bool = False
 
 
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """The wish to go on."""
+    return False
+
+
 def total_loss(system: System, record: StepRecord) -> float:
     """Cross-entropy with z-loss per real target, and the auxiliary losses with their coefficients."""
     model = system.config.model
@@ -42,22 +50,23 @@ def total_loss(system: System, record: StepRecord) -> float:
 
 
 def compute_gradients(
-    system: System, sequences: Sequence[Sequences], step: int, *, stop: bool = False
+    system: System, sequences: Sequence[Sequences], step: int, *, stop: Stop = never
 ) -> StepRecord:
     """Forward and backward of a global batch, of which `sequences` are this rank's micro-batches; gradients end up
     reduced.
 
-    `stop` is this process's wish to end after the step; the record's `stops` counts the wishes of all.
+    `stop` is asked at the end whether this process wants no further step; the record's `stops` counts the wishes of
+    all.
     """
     config, layout = system.config, system.config.layout
     work = make_work(system, sequences, step, training=True)
     record = Record(config.model, system.topology.device)
-    record.ask_to_stop(stop)
     system.buckets.zero_grad()
     schedule = make_schedule(layout.schedule, layout.pp, layout.num_chunks, len(sequences))
     own = schedule[system.topology.pp.rank]
     system.executor.run(own, work.batches, work.contexts, record, train=True)
     system.buckets.reduce()
+    record.ask_to_stop(stop())
     return record.summed(system.topology.world)
 
 
@@ -75,7 +84,7 @@ class _Attempt:
         return isfinite(self.grad_norm) and isfinite(self.loss)
 
 
-def _attempt(system: System, sequences: Sequence[Sequences], step: int, *, stop: bool) -> _Attempt:
+def _attempt(system: System, sequences: Sequence[Sequences], step: int, *, stop: Stop) -> _Attempt:
     record = compute_gradients(system, sequences, step, stop=stop)
     norm = gradient_norm(system.buckets)
     grad_norm = float(host_read("grad_norm", norm.unsqueeze(0))[0])
@@ -88,7 +97,7 @@ def train_step(
     step: int,
     *,
     updates: int | None = None,
-    stop: bool = False,
+    stop: Stop = never,
     rerun: bool = False,
 ) -> StepResult:
     """Step number `step` (from 0): gradients, norm, clipping, update; no update when a number is not finite.

@@ -61,6 +61,8 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator["Watchdog"]:
         """For the length of the block."""
+        with suppress(OSError, ValueError):
+            faulthandler.enable(sys.__stderr__.fileno() if sys.__stderr__ else 2)  # a crash in C shows its stacks
         self._thread.start()
         try:
             yield self
