@@ -82,15 +82,16 @@ def all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     return start_all_gather(x, axis, dim).wait()
 
 
-def start_reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
-    """Begin computing this rank's part along `dim` of the sum; the axis's size must divide that dimension."""
+def start_reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, out: Tensor | None = None) -> Pending:
+    """Begin computing this rank's part along `dim` of the sum; the axis's size must divide that dimension. `out` may
+    be that very part of `x` (dim 0, contiguous): the sum then takes its place."""
     kind = f"reduce_scatter:{axis.name}"
     if axis.size == 1:
         return Pending(kind, x)
     rows = x.movedim(dim, 0).contiguous()
-    out = rows.new_empty((rows.shape[0] // axis.size, *rows.shape[1:]))
-    work = dist.reduce_scatter_single(out, rows, group=axis.group, async_op=True)
-    return Pending(kind, out, work, lambda out: out.movedim(0, dim))
+    part = rows.new_empty((rows.shape[0] // axis.size, *rows.shape[1:])) if out is None else out
+    work = dist.reduce_scatter_single(part, rows, group=axis.group, async_op=True)
+    return Pending(kind, part, work, lambda part: part.movedim(0, dim))
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:

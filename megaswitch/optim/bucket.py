@@ -179,13 +179,15 @@ class Bucket:
 
     def _begin_reduce(self) -> Pending:
         if self._reducing is None:
-            start = start_reduce_scatter if self.axes.divided else start_all_reduce_
-            self._reducing = start(self.grads, self.axes.data)
+            if self.axes.divided:  # in place: the sum takes this rank's segment, the others' are of no more use
+                self._reducing = start_reduce_scatter(self.grads, self.axes.data, out=self._own(self.grads))
+            else:
+                self._reducing = start_all_reduce_(self.grads, self.axes.data)
         return self._reducing
 
     def reduce(self) -> None:
-        """Sum gradients over all ranks that have a part; `grad_segment` becomes this rank's segment of the sum."""
-        self.grad_segment = self._begin_reduce().wait()
+        """Sum gradients over all ranks that have a part; `grad_segment` then holds this rank's segment of the sum."""
+        self._begin_reduce().wait()
         for axis in self.axes.sums:
             all_reduce_(self.grad_segment, axis)
 
