@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,10 +40,14 @@ class Bench:
 
 
 def forget(path: Path) -> None:
-    """Has the system drop a file, or all files of a folder, from its memory, so that it has to read the disk."""
+    """Has the system drop a file, or all files of a folder, from its memory, so that it has to read the disk.
+
+    Each is read once before: what lies below a virtual disk may have kept one file and not the other.
+    """
     import os
 
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        dd(f"if={file}", "of=/dev/null")
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -83,8 +88,8 @@ def bandwidth(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
     tensors = {f"t{i}": torch.randn(TENSOR_BYTES // 4) for i in range(size // TENSOR_BYTES)}
     found: dict[str, list[float]] = {}
     with source_file(size) as source, progress("rounds", rounds) as advance:
-        for _ in range(rounds):
-            for bench in writing(folder, source, tensors) + reading(folder, tensors):
+        for number in range(rounds):
+            for bench in turned(writing(folder, source, tensors), number) + turned(reading(folder, tensors), number):
                 if bench.cold:
                     forget(bench.cold)
                 found.setdefault(bench.name, []).append(seconds(bench.work))
@@ -92,6 +97,12 @@ def bandwidth(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             advance(1)
     return found
+
+
+def turned(benches: list[Bench], by: int) -> list[Bench]:
+    """Another one first in every round: none shall always come after the same."""
+    by %= len(benches)
+    return benches[by:] + benches[:by]
 
 
 def writing(folder: Path, source: Path, tensors: "dict[str, Tensor]") -> list[Bench]:
@@ -239,6 +250,7 @@ def main() -> int:
 
 def bench(args: argparse.Namespace) -> None:
     """Everything, in a folder that is gone afterwards."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     size = args.gigabytes * GIGABYTE // TENSOR_BYTES * TENSOR_BYTES
     if not args.folder.is_dir():
         raise MissingInputError(f"{args.folder} is no folder; give one on the disk to be measured")
