@@ -58,16 +58,24 @@ void draw_independent(const Rule& rule, std::uint64_t key, Scratch& scratch) {
   }
 }
 
+// Text goes to the inputs and noise to the targets, and a sentinel stands for each run on the other side.
 void write_runs(const Rule& rule, const Special& special, const std::int64_t* tokens, const Scratch& scratch,
-                Cursor& inputs, Cursor& targets) {
+                Cursor& inputs_out, Cursor& targets_out) {
+  Cursor inputs = inputs_out, targets = targets_out;  // nearer than behind references
   std::int64_t place = 0, sentinel = special.first_sentinel;
-  for (std::size_t run = 0; run < scratch.runs.size() && place < rule.length; ++run) {
-    const std::int64_t count = std::min(scratch.runs[run], rule.length - place);
-    const bool noise = run % 2 == 1;
-    (noise ? targets : inputs).copy(tokens + place, count);
-    (noise ? inputs : targets).put(noise ? sentinel-- : sentinel);
-    place += count;
+  for (std::size_t run = 0; run < scratch.runs.size() && place < rule.length; run += 2) {
+    const std::int64_t text = std::min(scratch.runs[run], rule.length - place);
+    inputs.copy(tokens + place, text);
+    targets.put(sentinel);
+    place += text;
+    if (run + 1 >= scratch.runs.size() || place >= rule.length) break;
+    const std::int64_t noise = std::min(scratch.runs[run + 1], rule.length - place);
+    targets.copy(tokens + place, noise);
+    inputs.put(sentinel--);
+    place += noise;
   }
+  inputs_out = inputs;
+  targets_out = targets;
 }
 
 void write_prefix(const Rule& rule, const std::int64_t* tokens, std::uint64_t key, Cursor& inputs, Cursor& targets) {
@@ -78,19 +86,6 @@ void write_prefix(const Rule& rule, const std::int64_t* tokens, std::uint64_t ke
 }
 
 }  // namespace
-
-void Cursor::put(std::int64_t id) { copy(&id, 1); }
-
-void Cursor::copy(const std::int64_t* ids, std::int64_t count) {
-  count = std::min(count, room_ - 1 - filled_);
-  if (count <= 0) return;
-  std::copy_n(ids, count, out_ + filled_);
-  filled_ += count;
-}
-
-void Cursor::close(std::int64_t eos) {
-  if (room_ > 0) out_[filled_++] = eos;
-}
 
 bool is_possible(const Rule& rule) {
   constexpr std::int64_t kMost = std::int64_t{1} << 24;  // far above any model, far below what memory holds

@@ -103,7 +103,7 @@ void Row::finish() {
 
 std::optional<BadId> StreamGroup::make(std::int64_t index, Row& row, Scratch& scratch) const {
   const Rule& chosen = rules.at(static_cast<std::size_t>(rule[index]));
-  scratch.raw.resize(static_cast<std::size_t>(chosen.length));
+  scratch.raw.resize(static_cast<std::size_t>(chosen.length + kStride));
   auto bad = gather(*this, epoch[index], offset[index], chosen.length, scratch.raw.data());
   if (!bad) row.add(chosen, special, scratch.raw.data(), keys[index], scratch);
   return bad;
@@ -114,7 +114,7 @@ std::optional<BadId> PackedGroup::make(std::int64_t index, Row& row, Scratch& sc
   for (std::int64_t piece = first[index]; piece < last[index]; ++piece) {
     require_inside(length[piece] >= 1 && length[piece] <= static_cast<std::int64_t>(rules.size()));
     const Rule& chosen = rules[static_cast<std::size_t>(length[piece] - 1)];
-    scratch.raw.resize(static_cast<std::size_t>(chosen.length));
+    scratch.raw.resize(static_cast<std::size_t>(chosen.length + kStride));
     auto bad = read_part(documents, place[piece], skip[piece], chosen.length, scratch.raw.data());
     if (bad) return bad;
     const std::uint64_t key = derive(keys[index], kPieces + static_cast<std::uint64_t>(piece - first[index]));
