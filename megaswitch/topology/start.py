@@ -1,7 +1,9 @@
 """Start-up and end of the process group, under torchrun or alone."""
 
 import os
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +17,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from megaswitch.topology.environment import process_number
 from megaswitch.topology.nodes import gather_nodes, refuse_uneven
 from megaswitch.utils.errors import PeerLostError, UserError
+
+_MORE_SECONDS = 5.0
+"""That a store which gives up by itself may take beyond its time."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,34 @@ def _store(place: Place, timeout: timedelta) -> Store:
     if not (port.isascii() and port.isdecimal()):
         raise UserError(f"the environment's MASTER_PORT is {port!r}, which is no port; torchrun sets it")
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store: Store = TCPStore(
-        host, int(port), place.world, is_master=not shared and place.rank == 0, timeout=timeout, multi_tenant=True
+    first = not shared and place.rank == 0
+    store: Store = _in_time(
+        lambda: TCPStore(host, int(port), place.world, is_master=first, timeout=timeout, multi_tenant=True), timeout
     )
     if _single_node(place):
         store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store
+
+
+def _in_time(make: Callable[[], TCPStore], timeout: timedelta) -> TCPStore:
+    """What is made on a thread of its own; RuntimeError when that takes too long: a store waits for ever for an answer
+    from a program that is none, and no signal reaches a process that waits there."""
+    made: queue.SimpleQueue[TCPStore | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            made.put(make())
+        except Exception as error:  # is raised where it is waited for
+            made.put(error)
+
+    threading.Thread(target=work, name="store", daemon=True).start()
+    try:
+        found = made.get(timeout=timeout.total_seconds() + _MORE_SECONDS)
+    except queue.Empty:
+        raise RuntimeError("whoever listens there does not answer as a store does") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def cpu_group(place: Place, timeout: float) -> dist.ProcessGroup | None:

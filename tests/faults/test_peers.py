@@ -1,4 +1,4 @@
-"""A rank that dies, stops, hangs, raises or differs: the others end with 76 and name it, and the next start goes on as if
+"""A rank that dies, stops, hangs, raises or differs: the others end with 76 and name it, the next start goes on as if
 nothing had happened."""
 
 import ctypes
