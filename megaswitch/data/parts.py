@@ -74,7 +74,8 @@ class Filler:
             bad = self.rows.make(threads)
         except (IndexError, RuntimeError) as error:
             names = ", ".join(sorted({documents.prefix for documents in self.documents.values()}))
-            raise DataError(f"{error} ({names}): restore the file or prepare the corpus again, and start again") from None
+            remedy = "restore the file or prepare the corpus again, and start again"
+            raise DataError(f"{error} ({names}): {remedy}") from None
         if bad is not None:
             row, place, number = bad
             raise self.bad_id(self.documents[row], place, number)

@@ -22,7 +22,8 @@ def key_bias(real_BM: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def segment_bias(own_BL: Tensor, of_BM: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, L, M]: 0 where query and key are of the same sample of a packed row, by their numbers, very low elsewhere."""
+    """[B, 1, L, M]: 0 where query and key are of the same sample of a packed row (have the same number), very low
+    elsewhere."""
     wide = at_least_float32(dtype)
     other_BLM = own_BL[:, :, None] != of_BM[:, None, :]
     bias = torch.zeros(other_BLM.shape, dtype=wide, device=own_BL.device)

@@ -163,7 +163,9 @@ class Stage(nn.Module):
             bias = bias + segment_bias(segments, segments, self.dtype)
         if stack == "decoder":
             return bias + causal_bias(ids.shape[1], self.dtype, ids.device)
-        return bias if batch.encoder_full or segments is not None else bias + key_bias(batch.encoder_real_BS, self.dtype)
+        if batch.encoder_full or segments is not None:
+            return bias
+        return bias + key_bias(batch.encoder_real_BS, self.dtype)
 
     def _cross_bias(self, batch: MicroBatch) -> Tensor | None:
         """Which tokens of the memory the decoder sees: real ones, of its own sample."""

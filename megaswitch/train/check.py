@@ -113,7 +113,8 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
     try:
         plan(objective, model.encoder_length, model.decoder_length, config.data)
     except UserError as error:
-        yield Problem("train.objective", f"= {objective} cannot work: {error}", "change what it names, or the objective")
+        remedy = "change what it names, or the objective"
+        yield Problem("train.objective", f"= {objective} cannot work: {error}", remedy)
     if config.data.packing:
         remedy = "set data.packing=false or train.objective=span_corruption"
         yield Problem("data.packing", f"does not go with train.objective={objective}", remedy)
