@@ -11,9 +11,9 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 HEAD = (
     "model", "GPUs", "keys", "micro-batches", "parameters held", "weights, gradients, optimizer", "peak",
@@ -21,7 +21,7 @@ HEAD = (
 )  # fmt: skip
 
 
-def rows_of(lines: TextIO) -> Iterator[list[str]]:
+def rows_of(lines: Iterable[str]) -> Iterator[list[str]]:
     """The words of each line that is neither empty nor a comment."""
     for line in lines:
         words = line.split("#")[0].split()
@@ -67,12 +67,11 @@ def main() -> None:
     parser.add_argument("list", help="file with a line a row, or - for standard input")
     parser.add_argument("--worst", action="store_true", help="show the rank with the highest peak")
     arguments = parser.parse_args()
-    source = sys.stdin if arguments.list == "-" else Path(arguments.list).open(encoding="utf-8")
+    lines = (sys.stdin.read() if arguments.list == "-" else Path(arguments.list).read_text("utf-8")).splitlines()
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
-    with source:
-        for preset, world, *keys in rows_of(source):
-            told = dry_run(preset, world, keys, "worst" if arguments.worst else "first")
-            print("| " + " | ".join(row(preset, world, keys, told)) + " |", flush=True)
+    for preset, world, *keys in rows_of(lines):
+        told = dry_run(preset, world, keys, "worst" if arguments.worst else "first")
+        print("| " + " | ".join(row(preset, world, keys, told)) + " |", flush=True)
 
 
 if __name__ == "__main__":
