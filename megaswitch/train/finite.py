@@ -28,19 +28,22 @@ def count_nonfinite(x: Tensor) -> int:
 
 
 def nonfinite_by_parameter(system: System) -> dict[str, dict[str, int]]:
-    """By name, how many elements of this rank's weights and gradients are not finite; only those that have some.
+    """By name, how many elements are not finite of this rank's weights, of the gradient of its own samples, and of the
+    sum over ranks; only those that have some.
 
-    The gradients are those of this rank's own samples where their bucket is divided over the data axis: what is summed
-    lies elsewhere. Where it is not, they may hold the sum.
+    Where a bucket is divided over the data axis the sum lies in this rank's segment, and the rest is still its own.
+    Where it is not, all of it may be a sum.
     """
     found: dict[str, dict[str, int]] = {}
     for bucket in system.buckets.buckets:
+        first, last = bucket.first, bucket.first + bucket.segment_size
         for entry in bucket.entries:
-            run = slice(entry.start, entry.start + entry.box.size)
+            start, stop = entry.start, entry.start + entry.box.size
             counts = {
-                "weights": count_nonfinite(bucket.weights[run]),
-                "gradient": count_nonfinite(bucket.grads[run]),
+                "weights": count_nonfinite(bucket.weights[start:stop]),
+                "sum": count_nonfinite(bucket.grads[max(start, first) : max(min(stop, last), first)]),
             }
+            counts["gradient"] = count_nonfinite(bucket.grads[start:stop]) - counts["sum"]
             if any(counts.values()):
                 found[entry.spec.name] = counts
     return found
@@ -97,11 +100,12 @@ class Skips:
             )
 
     def _where(self, found: Mapping[str, Mapping[str, int]]) -> str:
-        weights = _ranks_with(self._system, found, "weights")
-        gradients = _ranks_with(self._system, found, "gradient")
-        if weights:
-            return f"weights are not finite on ranks {weights}"
-        return f"gradients are not finite on ranks {gradients}" if gradients else "only the loss is not finite"
+        ranks = {what: _ranks_with(self._system, found, what) for what in ("weights", "gradient", "sum")}
+        if ranks["weights"]:
+            return f"weights are not finite on ranks {ranks['weights']}"
+        if ranks["gradient"]:
+            return f"gradients of ranks {ranks['gradient']} are not finite"
+        return f"sums of gradients on ranks {ranks['sum']} are not finite" if ranks["sum"] else "only the loss is not"
 
     def _dump(self, result: StepResult, step: int, first_sample: int, found: Mapping[str, Any]) -> Path:
         system, record = self._system, result.record
