@@ -86,7 +86,7 @@ class PackedPart:
         *seeds: int,
     ) -> None:
         """`rules` by length, from 1; `room` are a row's two lengths; `facts` and `seeds` as for `Epochs`."""
-        self.documents, self.rules = documents, rules
+        self.documents, self.rules, self._table = documents, rules, table(rules)
         inputs_L, targets_L = sizes(rules)
 
         def build() -> list[Int64s]:
@@ -117,7 +117,7 @@ class PackedPart:
         filler.rows.add_packed(
             *(rows_M, documents.tokens, documents.starts_N, filler.special.vocab_size),
             *(self.place_P, self.skip_P, self.length_P, first_M, last_M, keys_M),
-            *(table(self.rules), filler.special.first_sentinel, EOS),
+            *(self._table, filler.special.first_sentinel, EOS),
         )
 
     def prepare(self, epochs: int) -> None:
