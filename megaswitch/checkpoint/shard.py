@@ -72,7 +72,7 @@ def file_hash(folder: Folder, name: str, advance: Callable[[int], None] = lambda
 
 def shard_size(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the file that `write_shard` would make; the tensors need not have any elements."""
-    pending = [_present(name, tensor) for name, tensor in tensors.items()]
+    pending = [_present(name, tensors[name]) for name in sorted(tensors)]
     return len(_header(_in_order(pending))) + sum(tensor.num_bytes for tensor in pending)
 
 

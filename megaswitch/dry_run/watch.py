@@ -5,7 +5,7 @@ that is run, so that what the one predicts can be held to what the other does. I
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megaswitch.dry_run.memory import Memory
 from megaswitch.dry_run.messages import Traffic, message
 from megaswitch.dry_run.products import Pass, Products
+from megaswitch.dry_run.shapes import Shapes
 
 aten = torch.ops.aten
 _RECOMPUTING = "_recomputation_hook"
@@ -36,6 +37,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.played, self.operations, self.phase = played, 0, ""
         self.traffic: dict[tuple[str, str], Traffic] = defaultdict(Traffic)
         self.products, self.memory = Products(), Memory()
+        self._shapes = Shapes()
         self._begun: _Work | None = None
 
     @contextmanager
@@ -66,10 +68,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         during, recomputing = self._pass()
         if func.namespace == "c10d":
             out = self._collective(func, args, kwargs)
-        elif self.played and func in _IN_ITS_STEAD:
-            out = _IN_ITS_STEAD[func](func, args, kwargs)
         else:
-            out = func(*args, **kwargs)
+            out = self._shapes.call(func, args, kwargs) if self.played else func(*args, **kwargs)
         for tensor in (out,) if isinstance(out, Tensor) else _tensors(out):
             self.memory.see(tensor)
         if recomputing and func is aten.detach.default:  # torch puts it where the forward's would have been
@@ -127,23 +127,3 @@ def _tensors(out: Any) -> Iterator[Tensor]:
     elif isinstance(out, tuple | list):
         for part in out:
             yield from _tensors(part)
-
-
-def _bincount(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """As many counts as are asked for: the code of ours asks for all that there can be."""
-    counts: Tensor = args[0].new_empty(kwargs["minlength"] if "minlength" in kwargs else args[2])
-    return counts
-
-
-def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """Without elements torch knows of bfloat16 alone, with them of float32 too: shapes and strides are the same."""
-    narrow = [torch.empty_strided(x.shape, x.stride(), dtype=torch.bfloat16, device=x.device) for x in args[:2]]
-    out = func(*narrow, *args[2:], **kwargs)
-    return torch.empty_strided(out.shape, out.stride(), dtype=args[0].dtype, device=out.device)
-
-
-_IN_ITS_STEAD: dict[Any, Callable[[Any, Any, Any], Tensor]] = {
-    aten.bincount.default: _bincount,
-    aten._grouped_mm.default: _grouped_mm,
-}
-"""What torch cannot do, or does only in part, on tensors without elements."""

@@ -18,6 +18,7 @@ from megaswitch.data.batch import Batch
 from megaswitch.data.dataset import Dataset
 from megaswitch.data.prefetch import Prefetcher
 from megaswitch.topology.start import Place, cpu_group, find_place, process_group
+from megaswitch.train.advice import advice
 from megaswitch.train.alike import facts, on_first, refuse_unlike
 from megaswitch.train.batches import micro_ranges
 from megaswitch.train.check import check
@@ -136,6 +137,9 @@ def _announce(system: System, peak: float) -> None:
         *(system.num_microbatches, config.train.micro_batch),
     )
     log.info("this machine multiplies at %.0f GFLOP/s; the record is in %s", peak / 1e9, config.run_dir)
+    if system.topology.device.type == "cuda":
+        for line in advice(config):
+            log.warning("%s", line)
 
 
 def _loop(run: _Run, progress: Progress, stop: StopRequest) -> int:
