@@ -44,7 +44,7 @@ def test_a_crash_shows_its_stack(tmp_path, corpus, number):
 
 
 def test_a_stopped_rank_is_named(tmp_path, corpus):
-    config = guarded(small_run(tmp_path, corpus, ep=2), hang=2.0)
+    config = guarded(small_run(tmp_path, corpus, ep=2), hang=5.0)
     codes, said = run_until_survivors_end(config, at_step(2, kill(signal.SIGSTOP), on=[1]))
     assert codes[0] == 76, said
     assert "the step hangs: rank 1 (" in said and "is stopped (SIGSTOP)" in said
@@ -73,7 +73,7 @@ def test_a_loader_that_is_stuck_is_named(tmp_path, corpus):
 
         loop.micro_ranges = stuck
 
-    config = guarded(small_run(tmp_path, corpus, ep=2), hang=2.0)
+    config = guarded(small_run(tmp_path, corpus, ep=2), hang=5.0)
     codes, said = run(2, replace(config, run=replace(config.run, preflight=False)), arm)
     assert codes == [76, 76], said
     assert "is busy with data in step 3" in said.split("the step hangs: rank 1")[1]
@@ -83,7 +83,7 @@ def test_a_held_interpreter_is_seen_from_outside(tmp_path, corpus):
     def hold():
         ctypes.PyDLL(None).sleep(60)  # a PyDLL's functions keep the interpreter's lock
 
-    config = guarded(small_run(tmp_path, corpus, ep=2), hang=1.5)
+    config = guarded(small_run(tmp_path, corpus, ep=2), hang=5.0)
     codes, said = run_until_survivors_end(config, at_step(2, hold, on=[1]))
     assert codes[0] == 76, said
     assert "does not answer" in said.split("the step hangs: rank 1")[1]
@@ -125,7 +125,7 @@ def test_a_mismatched_collective_ends_all(tmp_path, corpus):
     def sum_alone():
         dist.all_reduce(torch.ones(100_000))
 
-    config = guarded(small_run(tmp_path, corpus, ep=2), hang=3.0)
+    config = guarded(small_run(tmp_path, corpus, ep=2), hang=5.0)
     codes, said = run(2, config, at_step(2, sum_alone, on=[1]))
     assert all(code in (70, 76, -signal.SIGABRT) for code in codes), said
     assert "process died" in said or "the step hangs" in said

@@ -39,7 +39,7 @@ def test_a_killed_worker_is_started_again(tmp_path, corpus, expected):
 
 def test_a_stopped_worker_is_named_and_all_are_started_again(tmp_path, corpus, expected):
     folder = tmp_path / "run"
-    more = [f"--train.steps={STEPS}", "--guard.hang=3"]
+    more = [f"--train.steps={STEPS}", "--guard.hang=5"]
     with job(arguments(folder, corpus, *more), tmp_path / "log", MAX_RESTARTS="3", STOP_SECONDS="2") as run:
         run.until(lambda: newest(folder) >= 4)
         run.workers()[1].send_signal(signal.SIGSTOP)
