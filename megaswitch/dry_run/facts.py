@@ -76,8 +76,7 @@ def _collectives(watch: Watch) -> list[Facts]:
 
 def _flops(products: Products) -> Facts:
     found = {kind: {each: products.flops.get((kind, each), 0) for each in PASSES} for kind in PRODUCTS}
-    total = {each: sum(of[each] for of in found.values()) for each in PASSES}
-    return {**found, "total": {**total, "all": sum(total.values())}}
+    return {**found, "total": {each: sum(of[each] for of in found.values()) for each in PASSES}}
 
 
 def _checkpoint(system: System) -> Facts:

@@ -62,5 +62,5 @@ def test_several_ranks_as_json():
     assert ranks[2]["memory"]["peak"] >= max(facts["memory"]["peak"] for facts in ranks)
     for facts in ranks:
         assert facts["memory"]["weights"] == pytest.approx(2 * facts["parameters"]["held"]["total"], rel=0.01)
-        assert 0 < facts["bubble"] < 1 and facts["flops"]["total"]["all"] > 0
+        assert 0 < facts["bubble"] < 1 and facts["flops"]["total"]["backward"] > 0
         assert {one["axis"] for one in facts["collectives"]} >= {"pp", "ep", "dp", "world"}
