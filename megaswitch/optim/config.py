@@ -30,7 +30,8 @@ class OptimConfig:
         weight_decay: AdamW's decay of matrices (norms and biases do not decay).
         grad_dtype: type in which gradients are added up and summed over ranks: "float32" (at least), or "bfloat16"
             for half the memory and traffic.
-        moment_dtype: type of AdamW's moments between steps: "float32" (at least) or "bfloat16".
+        moment_dtype: type of AdamW's moments between steps: "float32" (at least) or "bfloat16", which rounds away what
+            changes them by less than a 256th: it wants a beta2 of 0.99 or less.
         master: "separate": weights in train.dtype beside masters in at least float32; "only": the masters alone,
             cast where they are used (less memory; twice the all-gather's bytes in bfloat16).
         zero: whether masters and moments are divided over the data-parallel ranks (ZeRO-1).

@@ -38,7 +38,7 @@ class CopySource:
 def config_of(dtype: str, seed: int, optim: dict[str, Any] | None = None, **layout: Any) -> RunConfig:
     config = small()
     train = replace(config.train, dtype=dtype, seed=seed, steps=STEPS, micro_batch=2)
-    rates = replace(config.optim, lr=0.02, schedule="constant", warmup_steps=5, **(optim or {}))
+    rates = replace(config.optim, **{"lr": 0.02, "schedule": "constant", "warmup_steps": 5, **(optim or {})})
     return replace(config, train=train, optim=rates, layout=LayoutConfig(**layout))
 
 
@@ -67,7 +67,7 @@ CASES = [
     (4, {}, {"tp": 2, "ep": 2}),
     (2, {}, {"ep": 2, "dispatch": "padded"}),
     (4, LEAN, {"pp": 2, "ep": 2}),
-    (2, {"name": "adamw", "lr": 0.002, "moment_dtype": "bfloat16"}, {"tp": 2}),
+    (2, {"name": "adamw", "lr": 0.002, "beta2": 0.95, "moment_dtype": "bfloat16"}, {"tp": 2}),
 ]
 
 
