@@ -6,6 +6,7 @@ the others to do so: whoever has not is where to look first. Nothing is written 
 
 import logging
 import os
+import signal
 import socket
 import time
 import uuid
@@ -26,6 +27,7 @@ from megaswitch.utils.errors import PeerLostError
 log = logging.getLogger(__name__)
 
 FOLDER = "trouble"
+STOPPED = "is stopped (SIGSTOP)"
 _SHOWN = 8
 
 
@@ -49,7 +51,7 @@ class Peer:
             return ""
         if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return "is gone"
-        return "is stopped (SIGSTOP)" if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else ""
+        return STOPPED if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else ""
 
 
 class Peers:
@@ -95,6 +97,13 @@ class Peers:
                 break
             time.sleep(0.05)
         return words
+
+    def end_the_stopped(self) -> None:
+        """Kills the stopped processes of this host: they hear no other signal, and torchrun would wait for them."""
+        for peer in self._peers:
+            if peer.rank != self.rank and peer.state() == STOPPED:
+                with suppress(OSError):
+                    os.kill(peer.pid, signal.SIGKILL)
 
     def verdict(self, words: dict[int, Whereabouts]) -> str:
         """Who is to blame, as far as can be told: who is gone or stopped, who is silent, and where the others are."""

@@ -109,6 +109,7 @@ class Watchdog:
             return
         words = peers.await_words(min(_GRACE, self._limit / 2))
         self._say(mine, words)
+        peers.end_the_stopped()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._end(PeerLostError.exit_code)
