@@ -21,6 +21,10 @@ from megaswitch.topology.start import cpu_group
 from megaswitch.train.config import RunConfig, TrainConfig
 from megaswitch.train.system import build
 
+BLOCKS = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+SPARSE = {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+SMALL = small(**BLOCKS, **SPARSE)
+
 
 def preset(name: str, **sections) -> RunConfig:
     values = presets()[name]
@@ -40,7 +44,7 @@ def shard_sizes(config: RunConfig, folder: Path) -> int:
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"ep": 2}, {"pp": 2}])
 def test_shards_have_the_sizes_that_are_told(world, tmp_path, layout):
-    config = replace(small(), layout=LayoutConfig(**layout), optim=OptimConfig(min_dim_to_factor=16))
+    config = replace(SMALL, layout=LayoutConfig(**layout), optim=OptimConfig(min_dim_to_factor=16))
     sizes = world(2, shard_sizes, config, tmp_path)
     for rank, size in enumerate(sizes):
         facts = facts_of(play(config, 2, rank), "balanced")
@@ -50,11 +54,11 @@ def test_shards_have_the_sizes_that_are_told(world, tmp_path, layout):
 
 
 def test_products_of_one_process_have_their_closed_form():
-    config = small(num_experts=0, num_sparse_encoder_layers=0, num_sparse_decoder_layers=0)
+    config = small(**BLOCKS, **dict.fromkeys(SPARSE, 0), num_experts=0)
     model, batch = config.model, config.train.global_batch
     flops = facts_of(play(config, 1, 0), "balanced")["flops"]
     tokens = batch * model.encoder_length, batch * model.decoder_length
-    inner, layers = model.inner_dim, 4
+    inner, layers = model.inner_dim, 2
     dense = 2 * 2 * model.d_model * model.d_ff * sum(tokens) * layers
     assert flops["dense"] == {"forward": dense, "backward": 2 * dense, "recompute": 0}
     head = 2 * model.vocab_size * model.d_model * tokens[1]
@@ -68,9 +72,9 @@ def test_products_of_one_process_have_their_closed_form():
 
 
 def test_what_recompute_computes_again():
-    train = replace(small().train, global_batch=2)
+    train = replace(SMALL.train, global_batch=2)
     plain, full = (
-        facts_of(play(replace(small(), train=replace(train, recompute=kind)), 1, 0), "balanced")["flops"]
+        facts_of(play(replace(SMALL, train=replace(train, recompute=kind)), 1, 0), "balanced")["flops"]
         for kind in ("none", "full")
     )
     for kind in plain:
@@ -82,7 +86,7 @@ def test_what_recompute_computes_again():
 
 
 def test_worst_routing_takes_more_memory_on_a_rank():
-    config = replace(small(), layout=LayoutConfig(ep=4), train=replace(small().train, global_batch=32))
+    config = replace(SMALL, layout=LayoutConfig(ep=4), train=replace(SMALL.train, global_batch=8))
     even, worst = (look(config, 4, "2", routing)[0].facts for routing in ("balanced", "worst"))
     assert worst["memory"]["peak"] > even["memory"]["peak"]
     assert worst["flops"]["experts"]["forward"] > even["flops"]["experts"]["forward"]
@@ -90,7 +94,7 @@ def test_worst_routing_takes_more_memory_on_a_rank():
 
 
 def test_the_worst_rank_is_the_worst_of_all():
-    config = replace(small(), layout=LayoutConfig(pp=2, tp=2), train=replace(small().train, global_batch=4))
+    config = replace(SMALL, layout=LayoutConfig(pp=2, tp=2), train=replace(SMALL.train, global_batch=4))
     seen = [one.facts for one in look(config, 4, "first,1,2,last,worst", "balanced")]
     worst, peaks = seen.pop(), [facts["memory"]["peak"] for facts in seen]
     assert [facts["rank"] for facts in seen] == [0, 1, 2, 3]
