@@ -60,7 +60,7 @@ def value_type(hint: Any) -> ValueType:
         rest = [arg for arg in get_args(hint) if arg is not NoneType]
         if len(rest) == 1 and len(get_args(hint)) == 2:
             inner = value_type(rest[0])
-            if inner.base is str and not inner.choices:
+            if inner.base is str and (not inner.choices or set(inner.choices) & set(NULL_WORDS)):
                 raise TypeError(f'{hint}: the text "{NULL}" could not be told from None')
             return ValueType(inner.base, optional=True, choices=inner.choices)
     if get_origin(hint) is Literal and all(isinstance(arg, str) for arg in get_args(hint)):

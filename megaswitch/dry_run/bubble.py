@@ -1,6 +1,5 @@
 """How much of a step the pipeline's ranks wait, with stages as long as their FLOPs."""
 
-from megaswitch.model.config import STACKS, Stack
 from megaswitch.model.flops import unit_flops
 from megaswitch.model.units import Unit, cut_stages
 from megaswitch.pipeline.schedule import make_schedule
@@ -25,8 +24,4 @@ def _flops(config: RunConfig, unit: Unit) -> float:
 
 
 def _recomputed(config: RunConfig, unit: Unit) -> bool:
-    train = config.train
-    of: dict[Stack, str] = dict.fromkeys(STACKS, train.recompute)
-    if train.decoder_recompute is not None:
-        of["decoder"] = train.decoder_recompute
-    return unit.kind == "block" and of[unit.stack] == "full"
+    return unit.kind == "block" and config.train.recompute_of(unit.stack) == "full"

@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megaswitch.layers.weight_work import WeightWork
-from megaswitch.model.config import Stack
+from megaswitch.model.config import Recompute, Stack
 from megaswitch.ops.reference.random import fold, start, to_uniform
 from megaswitch.topology.topology import Topology
 from megaswitch.utils.seeds import named_seed
-
-Recompute = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)

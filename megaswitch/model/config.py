@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stack = Literal["encoder", "decoder"]
+Recompute = Literal["none", "selective", "full"]
 STACKS: tuple[Stack, Stack] = ("encoder", "decoder")
 
 

@@ -66,7 +66,7 @@ def make_work(system: System, sequences: Sequence[Sequences], step: int, *, trai
             num_targets=targets,
             num_groups=groups,
             recompute=config.train.recompute,
-            recompute_decoder=config.train.decoder_recompute,
+            recompute_decoder=config.train.recompute_of("decoder"),
             work=system.executor.work,
             padded=config.layout.dispatch == "padded",
         )

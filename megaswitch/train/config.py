@@ -5,7 +5,7 @@ from typing import Literal
 
 from megaswitch.checkpoint.config import CheckpointConfig
 from megaswitch.data.config import DataConfig
-from megaswitch.model.config import ModelConfig
+from megaswitch.model.config import ModelConfig, Recompute, Stack
 from megaswitch.optim.config import OptimConfig
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.train.guard_config import GuardConfig
@@ -24,7 +24,7 @@ class TrainConfig:
         dtype: of weights and activations; "auto" is bfloat16 on a GPU and float32 on a CPU.
         recompute: activations computed again in the backward: "none", "selective" (attention core and hidden
             units) or "full" (each block).
-        decoder_recompute: the same for the decoder; null: as in the encoder.
+        decoder_recompute: the choice for the decoder; "same": as in the encoder.
         objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
             "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.
         deterministic: whether only operations that give the same bits each time are used, at some cost on a GPU.
@@ -36,10 +36,16 @@ class TrainConfig:
     micro_batch: int = 1
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
-    recompute: Literal["none", "selective", "full"] = "none"
-    decoder_recompute: Literal["none", "selective", "full"] | None = None
+    recompute: Recompute = "none"
+    decoder_recompute: Literal["same", "none", "selective", "full"] = "same"
     objective: Literal["span_corruption", "prefix_lm", "iid_denoising", "ul2"] = "span_corruption"
     deterministic: bool = False
+
+    def recompute_of(self, stack: Stack) -> Recompute:
+        """What a stack's blocks compute again in the backward."""
+        if stack == "encoder" or self.decoder_recompute == "same":
+            return self.recompute
+        return self.decoder_recompute
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def configurations(draw: st.DrawFn) -> tuple[int, RunConfig]:
         base.train,
         micro_batch=draw(st.sampled_from([1, 2])),
         recompute=draw(st.sampled_from(["none", "selective", "full"])),
-        decoder_recompute=draw(st.sampled_from([None, "none", "selective", "full"])),
+        decoder_recompute=draw(st.sampled_from(["same", "none", "selective", "full"])),
     )
     optim = replace(
         base.optim,
@@ -80,6 +80,6 @@ def test_any_layout_equals_one_process(drawn: tuple[int, RunConfig]) -> None:
     world, config = drawn
     note(f"{world} ranks, {config.layout}")
     layout = {name: getattr(config.layout, name) for name in LayoutConfig.__dataclass_fields__}
-    train = replace(config.train, recompute="none", decoder_recompute=None)
+    train = replace(config.train, recompute="none", decoder_recompute="same")
     serial = replace(config, layout=LayoutConfig(), train=train)
     assert_agree(alone(serial), outcome(run_world, world, config, **layout))
