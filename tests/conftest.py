@@ -33,9 +33,11 @@ torch.set_num_threads(1)
 with contextlib.suppress(RuntimeError):  # refused once parallel work has begun; one is then already set
     torch.set_num_interop_threads(1)
 
-# Example times say more about the machine's load than about the code.
-hypothesis.settings.register_profile("megaswitch", deadline=None, max_examples=50)
-hypothesis.settings.load_profile("megaswitch")
+# Example times say more about the machine's load than about the code. The default run draws the same examples
+# every time, so that a change is judged by what it changed; the long one looks for new ones.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("default")
 
 World = Callable[..., list[Any]]
 COLLECTIVE_SECONDS = 60.0
@@ -68,6 +70,11 @@ class Report:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long"):
+        hypothesis.settings.load_profile("long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
