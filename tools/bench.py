@@ -1,0 +1,28 @@
+"""Measures training beside its peers: the whole step, a Switch layer, single operations; where the time goes, and how it grows.
+
+    python tools/bench.py step --experts 8 --threads 1 --dtype float32
+
+Each command prints a table and, as its last line, one JSON object. Peers that the tests install anyway (transformers) are
+measured in this process; DeepSpeed and Tutel want an environment of their own, which --install-peers makes.
+"""
+
+import sys
+from importlib import import_module
+
+from benches.command_line import parse
+from benches.machine import pin
+
+from megaswitch.data.prep.command import run
+
+
+def main() -> int:
+    """Runs one benchmark; returns its exit code."""
+    options = parse(sys.argv[1:], __doc__ or "")
+    if options.command is None:
+        return run(lambda: import_module("benches.peers").install(options.peers_dir))
+    pin(options.threads)  # before torch is there
+    return run(lambda: import_module(f"benches.{options.command}").measure(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The command line of `tools/bench.py`, which is read before torch is imported: threads are pinned in between."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from megaswitch.data.prep.command import positive
+from megaswitch.utils.errors import UserError
+
+Options = argparse.Namespace
+_PROGRAM = "python tools/bench.py"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the exit code of wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
+
+
+def parse(arguments: Sequence[str], about: str) -> Options:
+    """The options of one benchmark; `command` is None for --install-peers."""
+    parser = _Parser(_PROGRAM, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--install-peers", action="store_true", help="install DeepSpeed and Tutel into --peers-dir")
+    _peers_dir(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (text, example, add) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {_PROGRAM} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(command)
+        _common(command)
+    options = parser.parse_args(arguments)
+    if (options.command is None) != options.install_peers:
+        parser.error("say what is to be measured, or --install-peers alone")
+    return options
+
+
+def _peers_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peers-dir", default=".peers", metavar="DIR", help="the peers' environment (default: .peers)")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="threads, and processors (default: 1)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="R", help="rounds, in each of which all take turns")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: shows that it works, and measures nothing")
+    parser.add_argument("--out", metavar="DIR", help="also draw plots (SVG) there")
+    _peers_dir(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--d-model", type=positive, default=256, metavar="N", help="width; d_ff is four times that")
+    parser.add_argument("--layers", type=positive, default=4, metavar="N", help="blocks a stack; every second is sparse")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="sequences of 512 and 114 tokens")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="of them in one pass (default: all)")
+    parser.add_argument("--optimizer", choices=["adamw", "adafactor"], default="adamw")
+    parser.add_argument("--dropout", type=float, default=0.0, metavar="P")
+    parser.add_argument(
+        "--key", action="append", default=[], metavar="K=V", help="any key of the configuration: --key ops.backend=cpp"
+    )
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", type=positive, nargs="+", default=[8], metavar="E")
+    peers = "Hugging Face's Switch with the same weights, its T5 of equal FLOPs, or our own T5 of equal FLOPs"
+    parser.add_argument("--peer", choices=["hf-switch", "hf-t5", "own-t5"], default="hf-switch", help=peers)
+    _model(parser)
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", type=positive, default=8, metavar="E")
+    _model(parser)
+
+
+_COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "step": ("the whole training step (forward, backward, optimizer), tokens/s", "--experts 8 64 --threads 1", _step),
+    "profile": ("where the time of a step goes, beside what the machine allows", "--d-model 512 --dtype bfloat16", _profile),
+}

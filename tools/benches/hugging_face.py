@@ -1,0 +1,70 @@
+"""transformers' models with our weights: the same tensors under its names, and its training step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from benches.models import DTYPES, Batch
+from torch import Tensor
+
+from megaswitch.checkpoint.hugging_face.describe import their_config
+from megaswitch.checkpoint.hugging_face.names import TABLES, family_of, their_names, transposed
+from megaswitch.model.config import ModelConfig
+from megaswitch.utils.errors import MissingInputError
+
+try:
+    import transformers
+except ImportError as error:
+    raise MissingInputError("transformers is not installed; `bash launch/install.sh` does it") from error
+
+
+def as_theirs(params: Mapping[str, Tensor], model: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of our weights, named and laid out as theirs."""
+    found = {}
+    for name, tensor in params.items():
+        names = their_names(name, model, family_of(model))
+        parts = tensor.detach().unbind(0) if len(names) > 1 else [tensor.detach()]
+        for theirs, part in zip(names, parts, strict=True):
+            turned = part.t() if transposed(name) else part
+            found[theirs] = turned.to(dtype, copy=True).contiguous()
+    return found
+
+
+def make_model(params: Mapping[str, Tensor], model: ModelConfig, dtype: str) -> Any:
+    """Their model in training mode, with their fastest attention for a bias that is learned (eager), and our weights."""
+    described = their_config(model, None, dtype)
+    described.pop("architectures")
+    kind = described.pop("model_type")
+    config = transformers.AutoConfig.for_model(kind, **described)
+    config._attn_implementation = "eager"
+    config.use_cache = False
+    with torch.device("meta"):
+        made = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager")
+    state = as_theirs(params, model, DTYPES[dtype])
+    missing, unexpected = made.load_state_dict(state, strict=False, assign=True)
+    made.tie_weights()
+    assert not unexpected and set(missing) <= {*TABLES, "lm_head.weight"}, (missing, unexpected)
+    left = [name for name, tensor in (*made.named_parameters(), *made.named_buffers()) if tensor.is_meta]
+    assert not left, left
+    return made.train()
+
+
+def make_optimizer(parameters: Any, name: str) -> torch.optim.Optimizer:
+    """torch's: AdamW in its fastest form; Adafactor has one on the CPU."""
+    if name == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=1e-4)
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
+
+
+def make_step(made: Any, optimizer: torch.optim.Optimizer, batch: Batch) -> Callable[[], float]:
+    """Forward, backward and optimizer over always the same batch; returns the loss."""
+    encoder, targets = torch.from_numpy(batch.encoder_ids_BS), torch.from_numpy(batch.targets_BT)
+
+    def step() -> float:
+        loss = made(input_ids=encoder, labels=targets, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
