@@ -4,6 +4,8 @@
 #
 #   PYTHON=python3.12              the interpreter to make .venv with (default: the first of python3, python3.11 ... 3.14
 #                                  that is new enough)
+#   MEGASWITCH_KERNELS=0           leave out the C++ kernels (torch does their work, slower); MEGASWITCH_MARCH names
+#                                  another processor than this one for them
 #   MEGASWITCH_TORCH_INDEX=URL     a package index for torch alone, for instance the one that holds its CPU builds
 set -euo pipefail
 
@@ -32,11 +34,12 @@ find_python() {
 
 # What the finished work depends on; a change of any of it means that the work is to be done again.
 fingerprint() {
-    "$python" - "$root" "${MEGASWITCH_TORCH_INDEX:-}" <<'PYTHON'
+    "$python" - "$root" "${MEGASWITCH_TORCH_INDEX:-}" "${MEGASWITCH_KERNELS:-}" "${MEGASWITCH_MARCH:-}" <<'PYTHON'
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
 names = ["launch/constraints.txt", "pyproject.toml", "setup.py"]
-names += sorted(str(p.relative_to(root)) for p in (root / "megaswitch/data/csrc").glob("*"))
+sources = [*(root / "megaswitch/data/csrc").glob("*"), *(root / "megaswitch/ops/cpp").glob("*.[ch]*")]
+names += sorted(str(p.relative_to(root)) for p in sources)
 digest = hashlib.sha256("\0".join([sys.version, *sys.argv[1:], *names]).encode())
 for name in names:
     digest.update((root / name).read_bytes() if (root / name).is_file() else b"")
@@ -46,7 +49,8 @@ PYTHON
 
 is_done() {
     [[ -f "$stamp" ]] && "$python" -c '' 2>/dev/null && [[ "$(cat "$stamp")" == "$(fingerprint)" ]] &&
-        compgen -G "megaswitch/data/_native*.so" >/dev/null
+        compgen -G "megaswitch/data/_native*.so" >/dev/null &&
+        { [[ "${MEGASWITCH_KERNELS:-}" == 0 ]] || compgen -G "megaswitch/ops/cpp/_kernels*.so" >/dev/null; }
 }
 
 check_tools() {
@@ -71,11 +75,12 @@ make_venv() {
     "$base" -m venv --clear "$venv"  # what an interrupted start left is not worth keeping
 }
 
-pip_install() { "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@"; }
+# ninja, which lies beside python, builds on all cores.
+pip_install() { PATH="$venv/bin:$PATH" "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@"; }
 
 install_all() {
     say "installing the build tools"
-    pip_install setuptools wheel pybind11
+    pip_install setuptools wheel pybind11 ninja
     say "installing torch and the other libraries (the first time this takes a few minutes)"
     if [[ -n "${MEGASWITCH_TORCH_INDEX:-}" ]]; then
         pip_install --no-deps --index-url "$MEGASWITCH_TORCH_INDEX" torch

@@ -98,28 +98,35 @@ class Block(nn.Module):
         With a `cache` the tokens follow those of earlier calls.
         """
         kept, kept_cross = (None, None) if cache is None else (cache.attention, cache.cross_attention)
-        x_BLD, told = self._attend(x_BLD, self_bias, routed_BL, ctx, kept)
+        y_BLD, told = self._attend(x_BLD, self_bias, routed_BL, ctx, kept)
         if self.cross_attention is not None:
-            y = self.cross_attention(self.norms["cross_attention"](x_BLD), memory_BMD, cross_bias, ctx, kept_cross)
-            x_BLD = x_BLD + self._dropout(y, "cross_attention", ctx)
+            x_BLD, normed = self._add(x_BLD, y_BLD, "attention", "cross_attention", ctx)
+            y_BLD = self.cross_attention(normed, memory_BMD, cross_bias, ctx, kept_cross)
+        before = "attention" if self.cross_attention is None else "cross_attention"
         if self.switch is not None:
-            y, statistics = self.switch(self.norms["switch"](x_BLD), routed_BL, ctx)
+            x_BLD, normed = self._add(x_BLD, y_BLD, before, "switch", ctx)
+            y_BLD, statistics = self.switch(normed, routed_BL, ctx)
             told = statistics if told is None else torch.cat([told, statistics])
-            return x_BLD + self._dropout(y, "switch", ctx), told
+            return x_BLD + self._dropout(y_BLD, "switch", ctx), told
         assert self.feed_forward is not None
-        y = self.feed_forward(self.norms["feed_forward"](x_BLD), ctx)
-        return x_BLD + self._dropout(y, "feed_forward", ctx), told
+        x_BLD, normed = self._add(x_BLD, y_BLD, before, "feed_forward", ctx)
+        return x_BLD + self._dropout(self.feed_forward(normed, ctx), "feed_forward", ctx), told
+
+    def _add(self, x_BLD: Tensor, y_BLD: Tensor, of: str, to: str, ctx: Context) -> tuple[Tensor, Tensor]:
+        """The residual stream with what sublayer `of` made, and sublayer `to`'s norm of it."""
+        norm = self.norms[to]
+        assert isinstance(norm, Norm)
+        return norm.after(x_BLD, self._dropout(y_BLD, of, ctx), ctx.ops)
 
     def _attend(
         self, x_BLD: Tensor, bias: Tensor, routed_BL: Tensor, ctx: Context, kept: Kept | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention with its residual, and its statistics where its projections are experts."""
+        """Self-attention, and its statistics where its projections are experts."""
         if isinstance(self.attention, ExpertAttention):
-            normed = self.norms["expert_attention"](x_BLD)
-            y, told = self.attention(normed, routed_BL, bias, ctx, kept)
-            return x_BLD + self._dropout(y, "attention", ctx), told
-        y = self.attention(self.norms["attention"](x_BLD), None, bias, ctx, kept)
-        return x_BLD + self._dropout(y, "attention", ctx), None
+            out: tuple[Tensor, Tensor]
+            out = self.attention(self.norms["expert_attention"](x_BLD, ctx.ops), routed_BL, bias, ctx, kept)
+            return out
+        return self.attention(self.norms["attention"](x_BLD, ctx.ops), None, bias, ctx, kept), None
 
     def _dropout(self, y_BLD: Tensor, sublayer: str, ctx: Context) -> Tensor:
         return dropout(y_BLD, self.rate, f"{self.name}.{sublayer}.out", ctx, split=self.split)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import Recompute, Stack
+from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference.random import fold, start, to_uniform
 from megaswitch.topology.topology import Topology
 from megaswitch.utils.seeds import named_seed
@@ -30,6 +31,7 @@ class Context:
         recompute: which activations are computed again in the backward, of a stack's own passes (see `of`).
         recompute_decoder: the same for the decoder; None: as in the encoder.
         work: weight gradients to compute, while a collective is under way or later.
+        ops: the implementations of the operations.
         padded: whether tokens travel to experts with fixed splits, empty slots filled with zeros.
         dropless: whether nothing is dropped whatever the capacity factors say (generation).
         lengths: tokens of a sequence by stack that capacities go by; None: the configured ones.
@@ -45,6 +47,7 @@ class Context:
     recompute: Recompute = "none"
     recompute_decoder: Recompute | None = None
     work: WeightWork = field(default_factory=WeightWork)
+    ops: Ops = field(default_factory=Ops)
     padded: bool = False
     dropless: bool = False
     lengths: dict[Stack, int] | None = None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.rms_norm import rms_norm
+from megaswitch.ops.ops import Ops
 from megaswitch.params.spec import Init, ParamSpec
 
 
@@ -23,5 +23,9 @@ class Norm(nn.Module):
         super().__init__()
         self.weight_D = params[name]
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return rms_norm(x_BLD, self.weight_D)
+    def forward(self, x_BLD: Tensor, ops: Ops) -> Tensor:
+        return ops.rms_norm(x_BLD, self.weight_D)
+
+    def after(self, x_BLD: Tensor, y_BLD: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
+        """The residual stream x + y, and its norm."""
+        return ops.add_rms_norm(x_BLD, y_BLD, self.weight_D)

@@ -174,7 +174,7 @@ class Stage(nn.Module):
         return None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
 
     def _finish(self, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
-        normed_BLD = self.parts[_key(piece.unit)](carry[STREAMS[piece.stack]])
+        normed_BLD = self.parts[_key(piece.unit)](carry[STREAMS[piece.stack]], ctx.ops)
         normed_BLD = self._dropout(normed_BLD, f"{piece.stack}.norm", ctx)
         if piece.stack == "encoder":
             return {piece.writes: normed_BLD}

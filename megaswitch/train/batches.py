@@ -68,6 +68,7 @@ def make_work(system: System, sequences: Sequence[Sequences], step: int, *, trai
             recompute=config.train.recompute,
             recompute_decoder=config.train.recompute_of("decoder"),
             work=system.executor.work,
+            ops=system.ops,
             padded=config.layout.dispatch == "padded",
         )
         for batch in batches

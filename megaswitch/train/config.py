@@ -6,6 +6,7 @@ from typing import Literal
 from megaswitch.checkpoint.config import CheckpointConfig
 from megaswitch.data.config import DataConfig
 from megaswitch.model.config import ModelConfig, Recompute, Stack
+from megaswitch.ops.config import OpsConfig
 from megaswitch.optim.config import OptimConfig
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.train.guard_config import GuardConfig
@@ -104,6 +105,7 @@ class RunConfig:
         layout: how processes are arranged.
         train: the loop.
         optim: the optimizer.
+        ops: which implementations of the operations are used.
         data: the corpora.
         eval: evaluation.
         checkpoint: checkpoints.
@@ -116,6 +118,7 @@ class RunConfig:
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ops: OpsConfig = field(default_factory=OpsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

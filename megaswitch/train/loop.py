@@ -17,6 +17,7 @@ from megaswitch.config.documents import to_dict
 from megaswitch.data.batch import Batch
 from megaswitch.data.dataset import Dataset
 from megaswitch.data.prefetch import Prefetcher
+from megaswitch.ops.registry import in_words
 from megaswitch.topology.start import Place, cpu_group, find_place, process_group
 from megaswitch.train.advice import advice
 from megaswitch.train.alike import facts, on_first, refuse_unlike
@@ -103,6 +104,7 @@ def _begin(
     """Everything a run works with, brought to where it stood; what has to be closed is closed by the stack."""
     start = find_start(config, group)
     system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=start is None)
+    log.info("%s", in_words(system.ops))
     progress = Progress(0, 0) if start is None else resume(system, start, source.fingerprint)
     if start is not None and progress.skipped:
         log.info("of these steps %d were skipped", progress.skipped)

@@ -9,6 +9,8 @@ import torch
 from megaswitch.comm.p2p import CHANNELS, Mailbox
 from megaswitch.model.stage import Stage
 from megaswitch.model.units import Unit, cut_stages, param_specs
+from megaswitch.ops.ops import Ops
+from megaswitch.ops.registry import choose_ops
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.make import make_optimizer
 from megaswitch.optim.optimizer import Optimizer
@@ -33,6 +35,7 @@ class System:
     topology: Topology
     buckets: Buckets
     executor: Executor
+    ops: Ops
     optimizer: Optimizer
 
     @property
@@ -66,6 +69,7 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
     """Stages, storage and optimizer of one rank; weights are drawn unless a checkpoint will bring them."""
     dtype = compute_dtype(config, place.device)
     refuse(list(precision_problems(config.model, bfloat16=dtype is torch.bfloat16)))
+    ops = choose_ops(config.ops.backend, place.device)
     timeout = timedelta(seconds=config.run.timeout)
     grid = make_grid(config.layout, place.world)
     refuse(node_problems(config.layout, place.world, place.local_world))
@@ -95,4 +99,4 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
     chunks = [Stage(config.model, units, buckets.params, topology, first_sentinel, dtype) for units in own]
     mailbox = Mailbox(pp, make_channels(pp, CHANNELS, timeout))
     executor = Executor(config.model, chunks, cuts, topology, buckets, mailbox, v_placement=layout.v_placement)
-    return System(config, topology, buckets, executor, make_optimizer(buckets, config.optim))
+    return System(config, topology, buckets, executor, ops, make_optimizer(buckets, config.optim))

@@ -95,6 +95,14 @@ def test_info_shows_the_papers_figures_beside():
     assert json.loads(done.stdout)["published"] == published
 
 
+def test_info_of_the_operations():
+    done = megaswitch("info", "ops", "--json")
+    found = json.loads(done.stdout)
+    assert found["reference"] == {"available": True, "reason": ""}
+    assert found["cpp"] == {"available": True, "reason": ""}, "the installation builds the kernels"
+    assert "reference   available" in megaswitch("info", "ops").stdout
+
+
 def test_info_of_what_is_no_preset():
     done = megaswitch("info", "switch_base_9")
     assert done.returncode == 64 and done.stdout == ""

@@ -16,6 +16,7 @@ from megaswitch.dry_run.memory import KINDS
 from megaswitch.dry_run.step import play, watch_step
 from megaswitch.dry_run.watch import Watch
 from megaswitch.model.config import STACKS, ModelConfig
+from megaswitch.ops.config import Backend, OpsConfig
 from megaswitch.optim.config import OptimConfig
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.topology import own_groups
@@ -36,12 +37,13 @@ BLOCKS = {
 SIZES = {"d_model": 64, "d_ff": 96, "d_kv": 16, "vocab_size": 257, "encoder_length": 48, "decoder_length": 23}
 
 
-def config_of(layout: Values, model: Values, optim: Values, train: Values) -> RunConfig:
+def config_of(layout: Values, model: Values, optim: Values, train: Values, backend: Backend = "cpp") -> RunConfig:
     base = small(**BLOCKS, **SIZES, **model)
     return replace(
         base,
         layout=LayoutConfig(**layout),
         train=replace(base.train, **{"dtype": "bfloat16", "global_batch": 8, "micro_batch": 2, **train}),
+        ops=OpsConfig(backend),
         optim=OptimConfig(**{"min_dim_to_factor": 16, "bucket_elements": 1 << 14, **optim}),
     )
 
@@ -93,7 +95,7 @@ def replaying(reads: Reads) -> Any:
 
 SELECTIVE, FULL = {"recompute": "selective"}, {"recompute": "full"}
 NARROW = {"name": "adamw", "grad_dtype": "bfloat16", "moment_dtype": "bfloat16", "master": "only"}
-LAYOUTS: dict[str, tuple[int, Values, Values, Values, Values]] = {
+LAYOUTS: dict[str, tuple[Any, ...]] = {
     "alone": (1, {}, {}, {}, {}),
     "tp2": (2, {"tp": 2}, {}, {}, {}),
     "tp2 whole sequences": (2, {"tp": 2, "sequence_parallel": False}, {}, {}, {}),
@@ -106,6 +108,7 @@ LAYOUTS: dict[str, tuple[int, Values, Values, Values, Values]] = {
     "dp2 narrow": (2, {}, {}, NARROW, {}),
     "dp2 whole": (2, {}, {}, {"zero": False, "clip": 1.0}, {"dtype": "float32"}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "ep": 2}, {"activation": "geglu", "dropout": 0.1}, {}, SELECTIVE),
+    "alone in plain torch": (1, {}, {}, {}, {}, "reference"),
     "tp2 etp2 ep2": (4, {"tp": 2, "ep": 2, "etp": 2}, {"router": "top2"}, {}, FULL),
 }
 

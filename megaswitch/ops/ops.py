@@ -1,0 +1,29 @@
+"""The operations that layers and optimizers call: fields of one object, which `registry.py` fills."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Operations, each by its definition unless a backend has a faster version.
+
+    Args:
+        name: the backend they were taken from.
+        rms_norm: see `reference/rms_norm.py`.
+        add_rms_norm: the residual stream's addition and the norm of the sum.
+    """
+
+    name: str = "reference"
+    rms_norm: Callable[[Tensor, Tensor], Tensor] = rms_norm
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
+
+    def replaced(self) -> list[str]:
+        """Names of the operations that are not plain torch's."""
+        default = Ops()
+        names = [f.name for f in fields(self) if f.name != "name"]
+        return [name for name in names if getattr(self, name) is not getattr(default, name)]

@@ -1,0 +1,32 @@
+"""The libraries of kernels that can run here, and how far a result may be from the definition's."""
+
+import torch
+from torch import Tensor
+
+from megaswitch.ops.cpp.load import cpp_kernels
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+"""Agreement max|a - b| / max|a| by type: some roundings of its last place. In bfloat16 one is 2^-8 = 4e-3."""
+
+
+def load(name: str):
+    return {"cpp": cpp_kernels}[name]()
+
+
+LIBRARIES = ["cpp"]
+
+
+def far(expected: Tensor, found: Tensor) -> float:
+    assert expected.shape == found.shape
+    assert expected.dtype == found.dtype
+    scale = expected.detach().double().abs().max().clamp(min=1e-30)
+    return float((expected.detach().double() - found.detach().double()).abs().max() / scale)
+
+
+def gradients(function, leaves, weights):
+    """Gradients of sum(output x weight) over all outputs."""
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    total = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
+    return outputs, torch.autograd.grad(total, leaves)
