@@ -1,8 +1,8 @@
-"""Measures training beside its peers: the whole step, a Switch layer, single operations; where the time goes, and how it grows.
+"""Measures training beside its peers: the whole step, a Switch layer, single operations; where time and memory go.
 
     python tools/bench.py step --experts 8 --threads 1 --dtype float32
 
-Each command prints a table and, as its last line, one JSON object. Peers that the tests install anyway (transformers) are
+Each command prints a table and, as its last line, one JSON object. What the tests install anyway (transformers) is
 measured in this process; DeepSpeed and Tutel want an environment of their own, which --install-peers makes.
 """
 

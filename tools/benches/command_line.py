@@ -1,7 +1,6 @@
 """The command line of `tools/bench.py`, which is read before torch is imported: threads are pinned in between."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -50,7 +49,7 @@ def _peers_dir(parser: argparse.ArgumentParser) -> None:
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="threads, and processors (default: 1)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=positive, default=5, metavar="R", help="rounds, in each of which all take turns")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="R", help="rounds; in each all take turns")
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that it works, and measures nothing")
     parser.add_argument("--out", metavar="DIR", help="also draw plots (SVG) there")
     _peers_dir(parser)
@@ -58,7 +57,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--d-model", type=positive, default=256, metavar="N", help="width; d_ff is four times that")
-    parser.add_argument("--layers", type=positive, default=4, metavar="N", help="blocks a stack; every second is sparse")
+    parser.add_argument("--layers", type=positive, default=4, metavar="N", help="blocks a stack, every second sparse")
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="sequences of 512 and 114 tokens")
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="of them in one pass (default: all)")
     parser.add_argument("--optimizer", choices=["adamw", "adafactor"], default="adamw")
@@ -82,5 +81,5 @@ def _profile(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "step": ("the whole training step (forward, backward, optimizer), tokens/s", "--experts 8 64 --threads 1", _step),
-    "profile": ("where the time of a step goes, beside what the machine allows", "--d-model 512 --dtype bfloat16", _profile),
+    "profile": ("where the time of a step goes, beside what the machine allows", "--dtype bfloat16", _profile),
 }

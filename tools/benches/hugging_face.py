@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from benches.models import DTYPES, Batch
 from torch import Tensor
 
+from benches.models import DTYPES, Batch
 from megaswitch.checkpoint.hugging_face.describe import their_config
 from megaswitch.checkpoint.hugging_face.names import TABLES, family_of, their_names, transposed
 from megaswitch.model.config import ModelConfig
@@ -31,7 +31,7 @@ def as_theirs(params: Mapping[str, Tensor], model: ModelConfig, dtype: torch.dty
 
 
 def make_model(params: Mapping[str, Tensor], model: ModelConfig, dtype: str) -> Any:
-    """Their model in training mode, with their fastest attention for a bias that is learned (eager), and our weights."""
+    """Their model in training mode with our weights, and the attention that is fastest with a learned bias: eager."""
     described = their_config(model, None, dtype)
     described.pop("architectures")
     kind = described.pop("model_type")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from benches.command_line import Options
 from numpy.typing import NDArray
 
+from benches.command_line import Options
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.units import param_specs
 from megaswitch.optim.config import OptimConfig

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+
 from benches.command_line import Options
 from benches.machine import describe
 from benches.timing import Figure
@@ -38,7 +39,8 @@ def show(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     columns = list(zip(heads, *lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
     for line in (heads, ["-" * width for width in widths], *lines):
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        first, *others = zip(line, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
         print("  ".join(cells).rstrip())
 
 

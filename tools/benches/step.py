@@ -7,7 +7,6 @@ from benches.command_line import Options
 from benches.models import Ours, Step, dense, refuse_too_large, run_config, switch_model, tokens_of
 from benches.report import Row, finish, number, show
 from benches.timing import clocked, in_turns, ratio
-
 from megaswitch.model.config import ModelConfig
 from megaswitch.utils.errors import UserError
 
