@@ -36,7 +36,7 @@ from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.shard import shard_size, write_shard
 from megaswitch.comm.messages import broadcast_bytes, gather_bytes
 from megaswitch.params.boxes import Box
-from megaswitch.utils.errors import CannotWriteError, DataError
+from megaswitch.utils.errors import CannotWriteError, DataError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ class Opening:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _Trouble:
+    """Why a save failed, empty when it did not, and whether the file system goes on failing."""
+
+    error: str = ""
+    failing: bool = False
+
+
 def save(
     root: Place, step: int, pieces: Iterable[Piece], state: Mapping[str, JSON], group: dist.ProcessGroup | None
 ) -> Place:
@@ -72,7 +80,7 @@ def save(
     as it is: the call then does nothing but say so. A damaged one is moved aside.
 
     Raises CannotWriteError on every rank when any of them fails, before anything is written when there is not
-    room for all.
+    room for all; StorageError where the file system goes on failing after some attempts.
     """
     rank = 0 if group is None else dist.get_rank(group)
     mine, error = _collect(rank, pieces)
@@ -86,10 +94,10 @@ def save(
         return final
     folder = root / begun.folder
     reports = gather_bytes(_write_part(folder, rank, mine), group)
-    error = _finish(folder, final, step, state, reports) if rank == 0 else ""
-    error = broadcast_bytes(error.encode(), group).decode()
-    if error:
-        raise CannotWriteError(error)
+    trouble = _finish(folder, final, step, state, reports) if rank == 0 else _Trouble()
+    trouble = _Trouble(**orjson.loads(broadcast_bytes(orjson.dumps(trouble), group)))
+    if trouble.error:
+        raise (StorageError if trouble.failing else CannotWriteError)(trouble.error)
     return final
 
 
@@ -191,9 +199,10 @@ def _write_part(folder: Place, rank: int, mine: Mapping[str, Piece]) -> bytes:
         return orjson.dumps({"name": info.name, "size": info.size, "hash": info.hash, "slices": slices})
     except OSError as failure:
         error = f"rank {rank} cannot write {folder / shard_name(rank)}: {failure.strerror or failure}"
+        trouble = _Trouble(_encodable(error), failure.errno in _PASSING)
     except Exception as failure:  # whatever it is, the other ranks must hear of it
-        error = f"rank {rank} cannot save: {type(failure).__name__}: {failure}"
-    return orjson.dumps({"error": error.encode(errors="replace").decode()})
+        trouble = _Trouble(_encodable(f"rank {rank} cannot save: {type(failure).__name__}: {failure}"))
+    return orjson.dumps(trouble)
 
 
 def _write_patiently(path: Place, mine: Mapping[str, Piece]) -> FileInfo:
@@ -224,22 +233,28 @@ def _check_piece(piece: Piece) -> None:
         )
 
 
-def _finish(folder: Place, final: Place, step: int, state: Mapping[str, JSON], reports: list[bytes]) -> str:
-    """Commits what the ranks have written; empty, or why it could not be (then the folder is gone)."""
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _finish(folder: Place, final: Place, step: int, state: Mapping[str, JSON], reports: list[bytes]) -> _Trouble:
+    """Commits what the ranks have written; no trouble, or why it could not be (then the folder is gone)."""
     try:
         parts = [orjson.loads(report) for report in reports]
-        error = next((str(part["error"]) for part in parts if "error" in part), "")
-        if not error:
+        found = [_Trouble(**part) for part in parts if "error" in part]
+        if not found:
             write_manifest(folder, assemble(step, state, parts))
             commit(folder, final)
-            return ""
+            return _Trouble()
+        trouble = found[0]
     except OSError as failure:
         error = f"cannot write {folder}: {failure.strerror or failure}"
+        trouble = _Trouble(_encodable(error), failure.errno in _PASSING)
     except Exception as failure:  # the other ranks wait for an answer
-        error = f"cannot save: {type(failure).__name__}: {failure}"
+        trouble = _Trouble(_encodable(f"cannot save: {type(failure).__name__}: {failure}"))
     with suppress(OSError):
         folder_at(folder).remove()
-    return error
+    return trouble
 
 
 def assemble(step: int, state: Mapping[str, JSON], parts: Iterable[Mapping[str, Any]]) -> Manifest:

@@ -28,6 +28,12 @@ class CannotWriteError(UserError):
     exit_code = 73
 
 
+class StorageError(CannotWriteError):
+    """A disk or file system keeps failing, whatever is asked of it."""
+
+    exit_code = 74
+
+
 class PeerLostError(UserError):
     """Another process of the run died or stopped answering."""
 

@@ -17,7 +17,7 @@ from megaswitch.checkpoint.reader import Reader
 from megaswitch.checkpoint.saver import Saver
 from megaswitch.checkpoint.staging import Staging, spare_memory
 from megaswitch.params.boxes import Box
-from megaswitch.utils.errors import CannotWriteError
+from megaswitch.utils.errors import CannotWriteError, StorageError
 
 CONFIG = CheckpointConfig(keep=2)
 
@@ -199,6 +199,7 @@ def test_trouble_that_passes(tmp_path, monkeypatch, caplog):
     Saver(tmp_path, CONFIG, None).save_last(1, piece(torch.ones(3)), {})
     assert caplog.text.count("once more") == 2
     left[0] = 3
-    with pytest.raises(CannotWriteError, match="Input/output error"):
+    with pytest.raises(StorageError, match="Input/output error") as caught:
         Saver(tmp_path, CONFIG, None).save_last(2, piece(torch.ones(3)), {})
+    assert caught.value.exit_code == 74
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -69,7 +69,7 @@ ROWS = (
          "checkpoint/test_checkpoint_saver.py::test_a_failure_is_told_at_the_next_step_and_training_goes_on"),
     _row(16, "the disk fills up in a save", "the save fails, nothing is left of it, training goes on",
          f"{FILES}::test_a_disk_that_is_full_for_a_while", f"{STORE}::test_a_full_disk"),
-    _row(17, "a file system with passing trouble", "tried again",
+    _row(17, "a file system with trouble", "tried again; where it lasts and the run has to end for it, 74",
         "checkpoint/test_checkpoint_saver.py::test_trouble_that_passes"),
     _row(18, "a folder that cannot be written", "73 at the start on all ranks",
          f"{FILES}::test_a_folder_that_cannot_be_written_is_refused_at_the_start",
