@@ -13,7 +13,7 @@ Two processes train under torchrun. Faults come from a seeded list: a worker kil
 disk, damaged checkpoints, files in the way. In the end the weights must be those of a run that nothing happened to, bit for bit;
 memory, open files and the folder's size must not have grown. Says "passed" and ends with 0, or says what is wrong and ends with 1.
 
-  --minutes M      how long (default 30); the undisturbed run, which comes first, is not counted
+  --minutes M      how long (default 30); the undisturbed run to the same step comes after it and is not counted
   --every SECONDS  between two faults (default 20)
   --seed N         which faults, in which order (default 0)
   --keep DIR       put runs and logs there, and keep them (default: a temporary folder, removed at the end)

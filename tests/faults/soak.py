@@ -145,40 +145,41 @@ class Soak:
         self._then_kill(run)
 
 
-def begin(folder: Path, corpus: Path, steps: int, log: Path) -> AbstractContextManager[Job]:
-    """Starts the job."""
-    more = [f"--train.steps={steps}", "--checkpoint.every=10", "--checkpoint.keep=3", "--log.every=50", _HANG]
+def begin(folder: Path, corpus: Path, log: Path, stop_after: int = 0) -> AbstractContextManager[Job]:
+    """Starts the job, which has no end of its own unless one is given."""
+    more = [f"--train.steps={10**7}", f"--train.stop_after={stop_after}", _HANG]
+    more += ["--checkpoint.every=10", "--checkpoint.keep=3", "--log.every=50"]
     return job(arguments(folder, corpus, *more), log, MAX_RESTARTS="100", STOP_SECONDS="5")
 
 
-def undisturbed(folder: Path, corpus: Path, seconds: float) -> tuple[int, dict[str, torch.Tensor]]:
-    """How many steps take about so long, measured; and the weights of a run of that many."""
-    with begin(folder / "pace", corpus, 10**6, folder / "pace.log") as run:
-        run.until(lambda: newest(folder / "pace") >= 20)
-        first, began = newest(folder / "pace"), time.monotonic()
-        time.sleep(10)
-        pace = (newest(folder / "pace") - first) / (time.monotonic() - began)
-    steps = max(50, 10 * round(pace * seconds / 10))
-    with begin(folder / "undisturbed", corpus, steps, folder / "undisturbed.log") as run:
-        if run.process.wait() != 0:
-            raise SystemExit(f"the undisturbed run failed:\n{run.said[-3000:]}")
-    return steps, weights(folder / "undisturbed")
-
-
-def disturbed(soak: Soak, corpus: Path, steps: int, minutes: float, every: float, watch: Watch) -> int:
-    """Trains to the end, through faults for so many minutes; returns how often the command was started."""
+def disturbed(soak: Soak, corpus: Path, minutes: float, every: float, watch: Watch) -> int:
+    """Trains through faults for so many minutes, and a little further without; returns how often the command was
+    started."""
     starts, next_fault = 0, time.monotonic() + every
-    until = time.monotonic() + 60 * minutes
-    while newest(soak.folder) < steps:
+    until, enough = time.monotonic() + 60 * minutes, 0
+    while not enough or newest(soak.folder) < enough:
         starts += 1
-        with begin(soak.folder, corpus, steps, soak.folder.parent / "disturbed.log") as run:
+        with begin(soak.folder, corpus, soak.folder.parent / "disturbed.log") as run:
             while run.process.poll() is None:
                 time.sleep(1)
                 watch.look(run, soak.folder)
-                if next_fault < time.monotonic() < until:
+                if time.monotonic() > until:
+                    enough = enough or newest(soak.folder) + 30  # written after the last fault
+                elif time.monotonic() > next_fault:
                     soak.strike(run)
                     next_fault = time.monotonic() + every
+                if enough and newest(soak.folder) >= enough:
+                    run.process.send_signal(signal.SIGTERM)
+                    run.process.wait()
     return starts
+
+
+def undisturbed(folder: Path, corpus: Path, steps: int) -> dict[str, torch.Tensor]:
+    """The weights of a run to the same step that nothing happens to."""
+    with begin(folder / "undisturbed", corpus, folder / "undisturbed.log", stop_after=steps) as run:
+        if run.process.wait() != 0:
+            raise SystemExit(f"the undisturbed run failed:\n{run.said[-3000:]}")
+    return weights(folder / "undisturbed")
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
@@ -198,21 +199,21 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     corpus = write_corpus(folder / "corpus")
     try:
-        steps, expected = undisturbed(folder, corpus, 60 * args.minutes * 0.4)  # faults take the rest
-        print(f"undisturbed: {steps} steps", flush=True)
         soak, watch = Soak(folder / "disturbed", args.seed), Watch()
-        starts = disturbed(soak, corpus, steps, args.minutes, args.every, watch)
-        return verdict(soak, watch, starts, differing(expected, weights(soak.folder)))
+        starts = disturbed(soak, corpus, args.minutes, args.every, watch)
+        minutes, steps = (time.monotonic() - watch.began) / 60, newest(soak.folder)
+        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(soak.happened.items()))
+        print(f"{steps} steps in {minutes:.1f} minutes, {starts} starts of the command", flush=True)
+        print(f"{sum(soak.happened.values())} faults: {told}", flush=True)
+        print("now the same steps without faults", flush=True)
+        return verdict(soak, watch, differing(undisturbed(folder, corpus, steps), weights(soak.folder)))
     finally:
         if args.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def verdict(soak: Soak, watch: Watch, starts: int, different: list[str]) -> int:
+def verdict(soak: Soak, watch: Watch, different: list[str]) -> int:
     """Prints what came of it; the exit code."""
-    minutes = (time.monotonic() - watch.began) / 60
-    told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(soak.happened.items()))
-    print(f"{sum(soak.happened.values())} faults in {minutes:.1f} minutes, {starts} starts of the command: {told}")
     wrong = [f"{len(different)} tensors differ, such as {different[0]}"] if different else []
     # half a minute more or less of a worker's age, and a checkpoint more or less, are no growth
     for what, values, allowed in (
