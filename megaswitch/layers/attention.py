@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from megaswitch.layers import initial
-from megaswitch.layers.context import Context, drop
+from megaswitch.layers.context import Context
 from megaswitch.layers.linear import Linear, linear_spec
 from megaswitch.layers.region import Region
 from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.attention import attention
+from megaswitch.ops.bias import Bias, Drop
 from megaswitch.params.spec import ParamSpec
 
 
@@ -54,22 +54,22 @@ class AttentionCore:
     def __init__(self, name: str, config: ModelConfig, region: Region) -> None:
         self.name, self.rate, self.axis = name, config.dropout, region.axis
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, ctx: Context) -> Tensor:
         """[B, L, H, K] from queries [B, L, H, K], keys and values [B, M, H, K]."""
         out: Tensor = ctx.again("core", self._attend, q, k, v, bias, ctx)
         return out
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, ctx: Context) -> Tensor:
-        if not ctx.training or self.rate == 0.0:
-            return attention(q, k, v, bias, None)
-        return attention(q, k, v, bias, lambda w_BHLM: self._drop(w_BHLM, ctx))
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, ctx: Context) -> Tensor:
+        return ctx.ops.attention(q, k, v, bias, self._dropped(q, ctx))
 
-    def _drop(self, w_BHLM: Tensor, ctx: Context) -> Tensor:
-        _, heads, queries, keys = w_BHLM.shape
+    def _dropped(self, q_BLHK: Tensor, ctx: Context) -> Drop | None:
+        """Which weights are dropped: by (sample, head of all, query, key)."""
+        if not ctx.training or self.rate == 0.0:
+            return None
+        _, queries, heads, _ = q_BLHK.shape
         first = self.axis.rank * heads
-        head = torch.arange(first, first + heads, device=w_BHLM.device)
-        uniform = ctx.uniform(f"{self.name}.weights", head, ctx.positions(queries, False), ctx.positions(keys, False))
-        return drop(w_BHLM, self.rate, uniform)
+        head = torch.arange(first, first + heads, device=q_BLHK.device)
+        return Drop(self.rate, ctx.rows(f"{self.name}.weights", head, ctx.positions(queries, False)))
 
 
 class Attention(nn.Module):
@@ -85,11 +85,11 @@ class Attention(nn.Module):
         self,
         x_BLD: Tensor,
         memory_BMD: Tensor | None,
-        bias: Tensor | None,
+        bias: Bias,
         ctx: Context,
         kept: Kept | None = None,
     ) -> Tensor:
-        """[B, L, D] to the same. `bias`, broadcast to [B, H, L, M], holds relative positions and masks.
+        """[B, L, D] to the same. `bias` holds relative positions and masks.
 
         With `kept`, self-attention sees the tokens of earlier calls too, and the memory's keys and values are
         computed by the first call alone.

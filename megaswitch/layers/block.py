@@ -17,6 +17,7 @@ from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
 from megaswitch.layers.norm import Norm, norm_specs
 from megaswitch.layers.region import region_of
 from megaswitch.model.config import ModelConfig, Stack
+from megaswitch.ops.bias import Bias
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
@@ -87,8 +88,8 @@ class Block(nn.Module):
         self,
         x_BLD: Tensor,
         memory_BMD: Tensor | None,
-        self_bias: Tensor,
-        cross_bias: Tensor | None,
+        self_bias: Bias,
+        cross_bias: Bias,
         routed_BL: Tensor,
         ctx: Context,
         cache: BlockCache | None = None,
@@ -119,7 +120,7 @@ class Block(nn.Module):
         return norm.after(x_BLD, self._dropout(y_BLD, of, ctx), ctx.ops)
 
     def _attend(
-        self, x_BLD: Tensor, bias: Tensor, routed_BL: Tensor, ctx: Context, kept: Kept | None
+        self, x_BLD: Tensor, bias: Bias, routed_BL: Tensor, ctx: Context, kept: Kept | None
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention, and its statistics where its projections are experts."""
         if isinstance(self.attention, ExpertAttention):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import Recompute, Stack
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.reference.random import fold, start, to_uniform
+from megaswitch.ops.reference.random import drop, fold, start, to_uniform
 from megaswitch.topology.topology import Topology
 from megaswitch.utils.seeds import named_seed
 
@@ -80,11 +80,6 @@ class Context:
         if not wanted or not torch.is_grad_enabled():
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def drop(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
-    """Dropout of `x` where `uniform` is below `rate`; the rest is scaled by 1 / (1 - rate)."""
-    return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
 
 
 def dropout(x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool, first_feature: int = 0) -> Tensor:

@@ -20,6 +20,7 @@ from megaswitch.layers.moe.layer import SwitchLayer
 from megaswitch.layers.moe.router import router_specs
 from megaswitch.layers.region import region_of
 from megaswitch.model.config import ModelConfig, Stack
+from megaswitch.ops.bias import Bias
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
@@ -49,7 +50,7 @@ class ExpertAttention(nn.Module):
         self.o = Linear(f"{name}.o", params)
 
     def forward(
-        self, x_BLD: Tensor, routed_BL: Tensor, bias: Tensor | None, ctx: Context, kept: Kept | None = None
+        self, x_BLD: Tensor, routed_BL: Tensor, bias: Bias, ctx: Context, kept: Kept | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, L, D] to the same, and the Switch layer's statistics. A token that no expert serves asks for nothing
         and has zeros for key and value. With `kept` the tokens of earlier calls are seen too."""

@@ -1,6 +1,6 @@
 """The relative-position bias: one table a stack, added in every self-attention of it.
 
-R buckets, H this rank's heads, L queries, M keys.
+R buckets, H this rank's heads, L tokens, S distances.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,13 @@ def relative_bias_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
 
 
 class RelativeBias(nn.Module):
-    """Biases [1, H, L, M] of all pairs of positions."""
+    """Biases [H, S] by distance, key - query; attention adds them where it has the pairs."""
 
     def __init__(self, name: str, params: Mapping[str, nn.Parameter], bidirectional: bool) -> None:
         super().__init__()
         self.table_RH, self.bidirectional = params[name], bidirectional
 
     def forward(self, length: int) -> Tensor:
-        """Biases in at least float32, for queries and keys 0 .. length-1."""
-        position = torch.arange(length, device=self.table_RH.device)
-        bucket_LM = relative_buckets(position[None, :] - position[:, None], self.bidirectional)
-        return widen(self.table_RH)[bucket_LM].permute(2, 0, 1).unsqueeze(0)
+        """Biases in at least float32, for distances 1 - length .. length - 1."""
+        distance_S = torch.arange(1 - length, length, device=self.table_RH.device)
+        return widen(self.table_RH)[relative_buckets(distance_S, self.bidirectional)].t()

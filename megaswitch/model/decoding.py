@@ -60,7 +60,7 @@ class Decoding:
             samples_B=again(self.batch.samples_B),
         )
         memory = {name: again(x) for name, x in self.memory.items()}
-        max_tokens = 0 if self.cache is None else self.cache.bias_1H1T.shape[-1]
+        max_tokens = 0 if self.cache is None else self.cache.tokens
         ctx = replace(self.ctx, samples_B=batch.samples_B)
         return Decoding(self.decoder, memory, batch, ctx, self.record, max_tokens)
 

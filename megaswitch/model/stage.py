@@ -13,7 +13,6 @@ from megaswitch.layers.block import Block, BlockCache
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.cross_entropy import cross_entropy
 from megaswitch.layers.embedding import Embedding, Head
-from megaswitch.layers.masks import causal_bias, key_bias, segment_bias
 from megaswitch.layers.norm import Norm
 from megaswitch.layers.region import region_of
 from megaswitch.layers.relative_bias import RelativeBias
@@ -22,6 +21,7 @@ from megaswitch.model.micro_batch import MicroBatch
 from megaswitch.model.pieces import STREAMS, Piece, bias_name, pieces_of
 from megaswitch.model.record import Record
 from megaswitch.model.units import Unit
+from megaswitch.ops.bias import Bias
 from megaswitch.topology.topology import Topology
 
 Carry = dict[str, Tensor]
@@ -45,20 +45,24 @@ class Cache:
     """What the decoder keeps between steps of a generation, of which each adds one token.
 
     Args:
-        bias_1H1T: relative-position biases of the last of T tokens; shifted, those of any earlier one.
+        by_distance_HT: relative-position biases of the last of T tokens; its last ones are those of any earlier token.
         past: tokens that it has seen.
         blocks: keys and values, by block.
     """
 
-    bias_1H1T: Tensor
+    by_distance_HT: Tensor
     past: int = 0
     blocks: dict[int, BlockCache] = field(default_factory=dict)
 
-    def bias(self) -> Tensor:
-        """[1, H, 1, past + 1]: the biases of the token to come."""
-        length = self.bias_1H1T.shape[-1]
-        assert self.past < length, "the cache was made for fewer tokens"
-        return self.bias_1H1T[..., length - self.past - 1 :]
+    @property
+    def tokens(self) -> int:
+        """How many it was made for."""
+        return self.by_distance_HT.shape[1]
+
+    def by_distance(self) -> Tensor:
+        """[H, past + 1]: the biases of the token to come."""
+        assert self.past < self.tokens, "the cache was made for fewer tokens"
+        return self.by_distance_HT[:, self.tokens - self.past - 1 :]
 
     def select(self, rows_B: Tensor) -> None:
         """Go on with these rows' tokens. Each must stay with the memory that it attends to."""
@@ -100,7 +104,7 @@ class Stage(nn.Module):
 
     def start_cache(self, tokens: int) -> Cache:
         """An empty cache for a decoder of up to `tokens` tokens."""
-        return Cache(self.biases["decoder"](tokens)[:, :, -1:])
+        return Cache(self.biases["decoder"](tokens)[:, :tokens])
 
     def forward(
         self, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None = None
@@ -130,7 +134,7 @@ class Stage(nn.Module):
         if piece.kind == "embed":
             return {piece.writes: self._embed(piece.stack, batch, ctx)}
         if piece.kind == "bias":
-            return {piece.writes: self._self_bias(piece.stack, batch) if cache is None else cache.bias()}
+            return {piece.writes: self._by_distance(piece.stack, batch) if cache is None else cache.by_distance()}
         if piece.kind == "block":
             return {piece.writes: self._block(piece.unit, carry, batch, ctx.of(piece.stack), record, cache)}
         return self._finish(piece, carry, batch, ctx, record)
@@ -144,34 +148,35 @@ class Stage(nn.Module):
         self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None
     ) -> Tensor:
         routed = batch.encoder_routed_BS if unit.stack == "encoder" else batch.decoder_routed_BT
-        cross = self._cross_bias(batch)
+        own, cross = self._self_bias(unit.stack, carry[bias_name(unit.stack)], batch), self._cross_bias(batch)
         block, memory = self.parts[_key(unit)], carry.get("memory")
         kept = None if cache is None else cache.blocks.setdefault(unit.layer, BlockCache())
-        x_BLD, bias = carry[STREAMS[unit.stack]], carry[bias_name(unit.stack)]
+        x_BLD = carry[STREAMS[unit.stack]]
         out: Tensor
-        out, statistics = ctx.again("block", block, x_BLD, memory, bias, cross, routed, ctx, kept)
+        out, statistics = ctx.again("block", block, x_BLD, memory, own, cross, routed, ctx, kept)
         if statistics is not None:
             record.add_layer(unit, statistics)
         return out
 
-    def _self_bias(self, stack: Stack, batch: MicroBatch) -> Tensor:
-        """Relative positions and mask of a stack's self-attention."""
+    def _by_distance(self, stack: Stack, batch: MicroBatch) -> Tensor:
         ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
-        bias: Tensor = self.biases[stack](ids.shape[1])
-        segments = batch.encoder_segments_BS if stack == "encoder" else batch.decoder_segments_BT
-        if segments is not None:
-            bias = bias + segment_bias(segments, segments, self.dtype)
-        if stack == "decoder":
-            return bias + causal_bias(ids.shape[1], self.dtype, ids.device)
-        if batch.encoder_full or segments is not None:
-            return bias
-        return bias + key_bias(batch.encoder_real_BS, self.dtype)
+        out: Tensor = self.biases[stack](ids.shape[1])
+        return out
 
-    def _cross_bias(self, batch: MicroBatch) -> Tensor | None:
+    def _self_bias(self, stack: Stack, by_distance_HR: Tensor, batch: MicroBatch) -> Bias:
+        """Relative positions and mask of a stack's self-attention."""
+        own = batch.encoder_segments_BS if stack == "encoder" else batch.decoder_segments_BT
+        segments = None if own is None else (own, own)
+        if stack == "decoder":
+            return Bias(by_distance_HR, causal=True, segments=segments)
+        real = None if batch.encoder_full or segments is not None else batch.encoder_real_BS
+        return Bias(by_distance_HR, real_BM=real, segments=segments)
+
+    def _cross_bias(self, batch: MicroBatch) -> Bias:
         """Which tokens of the memory the decoder sees: real ones, of its own sample."""
         if batch.encoder_segments_BS is not None and batch.decoder_segments_BT is not None:
-            return segment_bias(batch.decoder_segments_BT, batch.encoder_segments_BS, self.dtype)
-        return None if batch.encoder_full else key_bias(batch.encoder_real_BS, self.dtype)
+            return Bias(segments=(batch.decoder_segments_BT, batch.encoder_segments_BS))
+        return Bias(real_BM=None if batch.encoder_full else batch.encoder_real_BS)
 
     def _finish(self, piece: Piece, carry: Carry, batch: MicroBatch, ctx: Context, record: Record) -> Carry:
         normed_BLD = self.parts[_key(piece.unit)](carry[STREAMS[piece.stack]], ctx.ops)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from megaswitch.ops.bias import Bias, Drop
+from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 
 
@@ -16,11 +18,13 @@ class Ops:
         name: the backend they were taken from.
         rms_norm: see `reference/rms_norm.py`.
         add_rms_norm: the residual stream's addition and the norm of the sum.
+        attention: softmax attention with the biases of relative positions.
     """
 
     name: str = "reference"
     rms_norm: Callable[[Tensor, Tensor], Tensor] = rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
+    attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
 
     def replaced(self) -> list[str]:
         """Names of the operations that are not plain torch's."""

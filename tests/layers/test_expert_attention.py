@@ -7,6 +7,7 @@ from megaswitch.layers.context import Context
 from megaswitch.layers.expert_attention import ExpertAttention, expert_attention_specs
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.transformer import alone
+from megaswitch.ops.bias import Bias
 
 CONFIG = ModelConfig(d_model=8, d_ff=12, d_kv=3, num_heads=2, num_experts=4, encoder_length=6, capacity_factor=None)
 NAME, BATCH, LENGTH = "layer", 2, 6
@@ -46,7 +47,7 @@ def test_it_is_the_loop_and_so_are_its_gradients():
     layer = ExpertAttention(NAME, CONFIG, "encoder", params, topology)
     x_BLD = torch.randn(BATCH, LENGTH, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ctx = Context(topology, False, 0, 0, torch.arange(BATCH), 1.0, {"encoder": 2.0, "decoder": 1.0})
-    out, statistics = layer(x_BLD, torch.ones(BATCH, LENGTH, dtype=torch.bool), None, ctx)
+    out, statistics = layer(x_BLD, torch.ones(BATCH, LENGTH, dtype=torch.bool), Bias(), ctx)
     expected = by_loop(again, x_BLD)
     assert (out - expected).abs().max() < 1e-13 * expected.abs().max()
     assert statistics[3] == BATCH * LENGTH

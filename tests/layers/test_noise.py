@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaswitch.layers.context import Context, drop, dropout
+from megaswitch.layers.context import Context, dropout
 from megaswitch.model.transformer import alone
+from megaswitch.ops.reference.random import drop
 from megaswitch.topology.topology import Axis, Topology
 
 CPU = torch.device("cpu")

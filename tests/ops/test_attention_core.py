@@ -1,12 +1,17 @@
 """The attention core against torch's scaled_dot_product_attention without its scale, and the masks it is given."""
 
+import itertools
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megaswitch.layers.masks import causal_bias, key_bias
+from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.attention import attention
+from megaswitch.ops.reference.random import fold, start, to_uniform
 
 CPU = torch.device("cpu")
 
@@ -30,15 +35,43 @@ def torchs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0).transpose(1, 2)
 
 
-@pytest.mark.parametrize("shape", [None, (1, 3, 5, 7), (2, 1, 1, 7), (2, 3, 5, 7)])
-def test_equals_torchs_without_scale(shape):
+def dense(bias: Bias, queries: int, keys: int) -> Tensor:
+    """What is added to the logits [B, H, Q, M], number by number."""
+    batch, heads = 2, 3
+    rows = []
+    for b, h, q, m in itertools.product(range(batch), range(heads), range(queries), range(keys)):
+        by_distance = bias.by_distance_HR
+        number = torch.zeros((), dtype=torch.float64) if by_distance is None else by_distance[h, m - q + queries - 1]
+        seen = bias.real_BM is None or bool(bias.real_BM[b, m])
+        seen &= bias.segments is None or bool(bias.segments[0][b, q] == bias.segments[1][b, m])
+        seen &= not bias.causal or m <= keys - queries + q
+        rows.append(number if seen else torch.tensor(-math.inf, dtype=torch.float64))
+    return torch.stack(rows).view(batch, heads, queries, keys)
+
+
+REAL = torch.tensor([[True] * 4 + [False] * 3, [True, False] * 3 + [True]])
+OF_QUERIES = torch.tensor([[1, 1, 1, 2, 2], [1, 2, 2, 3, 3]])
+OF_KEYS = torch.tensor([[1, 1, 2, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]])
+BIASES = {
+    "nothing": {},
+    "distances": {"by_distance_HR": number(3, 11, seed=9)},
+    "causal": {"by_distance_HR": number(3, 11, seed=9), "causal": True},
+    "real keys": {"real_BM": REAL},
+    "segments": {"segments": (OF_QUERIES, OF_KEYS)},
+    "all": {"by_distance_HR": number(3, 11, seed=9), "real_BM": REAL | True, "segments": (OF_QUERIES, OF_KEYS)},
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_equals_torchs_without_scale(name):
+    bias = Bias(**BIASES[name])
     leaves = qkv()
-    bias = None if shape is None else number(*shape, seed=9).requires_grad_()
-    ours, theirs = attention(*leaves, bias, None), torchs(*leaves, bias)
+    if bias.by_distance_HR is not None:
+        leaves.append(bias.by_distance_HR.clone().requires_grad_())
+        bias = replace(bias, by_distance_HR=leaves[-1])
+    ours, theirs = attention(*leaves[:3], bias, None), torchs(*leaves[:3], dense(bias, 5, 7))
     assert ours.shape == (2, 5, 3, 4) and far(theirs, ours) < 1e-14
     weight = number(2, 5, 3, 4, seed=5)
-    if bias is not None:
-        leaves.append(bias)
     expected = torch.autograd.grad((theirs * weight).sum(), leaves)
     for a, b in zip(expected, torch.autograd.grad((ours * weight).sum(), leaves), strict=True):
         assert far(a, b) < 1e-13
@@ -48,8 +81,8 @@ def test_equals_torchs_without_scale(shape):
 def test_masked_keys_have_no_part_and_rows_without_keys_stay_finite(dtype):
     q, k, v = (x.to(dtype) for x in qkv())
     real = torch.tensor([[True] * 4 + [False] * 3, [False] * 7])
-    out = attention(q, k, v, key_bias(real, dtype), None)
-    seen = attention(q[:1], k[:1, :4], v[:1, :4], None, None)
+    out = attention(q, k, v, Bias(real_BM=real), None)
+    seen = attention(q[:1], k[:1, :4], v[:1, :4], Bias(), None)
     assert out.dtype == dtype and torch.isfinite(out).all()
     rounding = 10 * torch.finfo(dtype).eps
     assert far(seen.double(), out[:1].double()) < rounding
@@ -57,19 +90,18 @@ def test_masked_keys_have_no_part_and_rows_without_keys_stay_finite(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_masks_add_up_without_overflow(dtype):
-    """A causal row over padded keys carries the low bias twice, and the relative positions besides."""
-    real = torch.zeros(1, 6, dtype=torch.bool)
-    bias = causal_bias(6, dtype, CPU) + key_bias(real, dtype)
-    assert bias.dtype == torch.promote_types(dtype, torch.float32)
-    assert torch.isfinite(bias).all()
-    q, k, v = (x[:1].to(dtype) for x in qkv(6, 6))
-    assert torch.isfinite(attention(q, k, v, bias, None)).all()
+def test_a_row_without_keys_does_not_see_the_future(dtype):
+    """A causal row over keys none of which is real has equal weights for those up to itself."""
+    q, k, v = (x.to(dtype) for x in qkv(6, 6))
+    distances = number(3, 11, seed=9).to(torch.promote_types(dtype, torch.float32))
+    out = attention(q, k, v, Bias(distances, causal=True, real_BM=torch.zeros(2, 6, dtype=torch.bool)), None)
+    means = v.double().cumsum(1) / torch.arange(1, 7).view(6, 1, 1)
+    assert out.dtype == dtype and far(means, out.double()) < 10 * torch.finfo(dtype).eps
 
 
 def test_causal_rows_see_nothing_later():
     q, k, v = (x.detach() for x in qkv(6, 6))
-    bias = causal_bias(6, torch.float64, CPU)
+    bias = Bias(causal=True)
     before = attention(q, k, v, bias, None)
     k[:, 4:], v[:, 4:] = 100.0, -50.0
     after = attention(q, k, v, bias, None)
@@ -79,11 +111,12 @@ def test_causal_rows_see_nothing_later():
 
 def test_dropout_falls_on_the_weights():
     q, k, v = qkv()
-    first_key_only = torch.zeros(7, dtype=torch.float64)
-    first_key_only[0] = 1.0
-    weights = torch.softmax(torch.einsum("bqhk,bmhk->bhqm", q, k), -1)
-    out = attention(q, k, v, None, lambda w_BHQM: w_BHQM * first_key_only)
-    assert far(torch.einsum("bhq,bhk->bqhk", weights[..., 0], v[:, 0]), out) < 1e-14
+    states = fold(fold(fold(start(3, CPU), torch.arange(2)), torch.arange(3)), torch.arange(5))
+    kept = (to_uniform(fold(states, torch.arange(7))) >= 0.4).double() / 0.6
+    assert 0.4 < (kept > 0).double().mean() < 0.8
+    weights = torch.softmax(torch.einsum("bqhk,bmhk->bhqm", q, k), -1) * kept
+    out = attention(q, k, v, Bias(), Drop(0.4, states))
+    assert far(torch.einsum("bhqm,bmhk->bqhk", weights, v), out) < 1e-14
 
 
 def test_logits_and_softmax_are_at_least_float32():
@@ -91,5 +124,5 @@ def test_logits_and_softmax_are_at_least_float32():
     q = torch.ones(1, 1, 1, 2, dtype=torch.bfloat16)
     k = torch.tensor([[256.0, 1.0], [256.0, 0.0]], dtype=torch.bfloat16).view(1, 2, 1, 2)
     v = torch.tensor([1.0, 0.0], dtype=torch.bfloat16).view(1, 2, 1, 1)
-    out = attention(q, k, v, None, None)
+    out = attention(q, k, v, Bias(), None)
     assert out.item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=4e-3)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from megaswitch.layers import initial
-from megaswitch.layers.context import Context, drop
+from megaswitch.layers.context import Context
 from megaswitch.layers.weight_work import WeightWork, grouped_product
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.activation import geglu, relu
-from megaswitch.ops.reference.random import fold, to_uniform
+from megaswitch.ops.reference.random import drop, fold, to_uniform
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Axis
 

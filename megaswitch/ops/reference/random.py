@@ -38,6 +38,11 @@ def to_uniform(state: Tensor) -> Tensor:
     return (state >> 8).to(torch.float32) * 2.0**-24
 
 
+def drop(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """Dropout of `x` where `uniform` is below `rate`; the rest is scaled by 1 / (1 - rate)."""
+    return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
+
+
 def uniform(key: int, *counters: Tensor) -> Tensor:
     """Numbers in [0, 1), one dimension a counter: uniform(key, a_A, b_B) has shape [A, B]."""
     state = start(key, counters[0].device)
