@@ -74,6 +74,13 @@ def _step(parser: argparse.ArgumentParser) -> None:
     _model(parser)
 
 
+def _layer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", type=positive, nargs="+", default=[8, 32, 64, 128], metavar="E")
+    parser.add_argument("--tokens", type=positive, default=4096, metavar="N")
+    parser.add_argument("--d-model", type=positive, default=512, metavar="N", help="width; d_ff is four times that")
+    parser.add_argument("--procs", type=positive, default=1, metavar="N", help="processes of one thread (default: 1)")
+
+
 def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", type=positive, default=8, metavar="E")
     _model(parser)
@@ -81,5 +88,6 @@ def _profile(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "step": ("the whole training step (forward, backward, optimizer), tokens/s", "--experts 8 64 --threads 1", _step),
+    "layer": ("one MoE layer, forward and backward, ms", "--experts 8 64 --peers-dir .peers", _layer),
     "profile": ("where the time of a step goes, beside what the machine allows", "--dtype bfloat16", _profile),
 }

@@ -68,3 +68,27 @@ def make_step(made: Any, optimizer: torch.optim.Optimizer, batch: Batch) -> Call
         return float(loss.detach())
 
     return step
+
+
+def layer_round(case: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    """Forward and backward of their sparse layer over the inputs of `layer.make_case`; returns its output."""
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+    (_, tokens, width), (experts, _, hidden) = case["x"].shape, case["wi"].shape
+    shape = {"d_model": width, "d_ff": hidden, "num_experts": experts, "expert_capacity": tokens // experts}
+    quiet = {"dropout_rate": 0.0, "router_jitter_noise": 0.0}
+    config = transformers.AutoConfig.for_model("switch_transformers", **quiet, **shape)
+    with torch.device("meta"):
+        layer = SwitchTransformersSparseMLP(config)
+    state = {"router.classifier.weight": case["router"].t().contiguous()}
+    for i in range(experts):
+        state |= {f"experts.expert_{i}.{w}.weight": case[w][i].t().contiguous() for w in ("wi", "wo")}
+    layer.load_state_dict(state, assign=True)
+
+    def once() -> Tensor:
+        layer.zero_grad(set_to_none=True)
+        out = layer(case["x"].detach().requires_grad_())
+        out.backward(case["grad"])
+        return out.detach()
+
+    return once

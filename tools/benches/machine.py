@@ -13,8 +13,8 @@ _LOOK = 0.3  # seconds over which the idlest processors are sought
 _PACKAGES = ("torch", "transformers", "numpy")
 
 
-def pin(threads: int) -> None:
-    """Keep this process (and all that it starts) to `threads` processors, the idlest ones, with as many threads.
+def pin(threads: int, processes: int = 1) -> None:
+    """Keep this process and all that it starts, `processes` of `threads` threads, to as many processors: the idlest.
 
     To be called before torch is imported: its libraries read the environment when they are loaded.
     """
@@ -24,7 +24,7 @@ def pin(threads: int) -> None:
         return
     mine = os.sched_getaffinity(0)
     busy = dict(enumerate(psutil.cpu_percent(_LOOK, percpu=True)))
-    os.sched_setaffinity(0, sorted(mine, key=lambda cpu: busy.get(cpu, 0.0))[:threads])
+    os.sched_setaffinity(0, sorted(mine, key=lambda cpu: busy.get(cpu, 0.0))[: threads * processes])
 
 
 def describe(threads: int) -> dict[str, Any]:
