@@ -64,9 +64,9 @@ def deepspeed_layer(inputs: Inputs) -> tuple[nn.Module, Layer]:
 
 def tutel_layer(inputs: Inputs) -> tuple[nn.Module, Layer]:
     """Tutel's MoE layer with the experts of this rank; top-1, capacity factor 1."""
-    from tutel import moe, system
+    from tutel import moe, net
 
-    system.init_data_model_parallel(backend="gloo")
+    net.create_groups_from_world(group_count=1)
     world, rank = dist.get_world_size(), dist.get_rank()
     wi, wo, router = inputs["wi"], inputs["wo"], inputs["router"]
     own = len(wi) // world
