@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import Recompute, Stack
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.reference.random import drop, fold, start, to_uniform
+from megaswitch.ops.reference.random import fold, start
 from megaswitch.topology.topology import Topology
 from megaswitch.utils.seeds import named_seed
 
@@ -70,10 +70,6 @@ class Context:
             state = fold(state, counter)
         return state
 
-    def uniform(self, site: str, *counters: Tensor) -> Tensor:
-        """Random numbers in [0, 1) [B, ...] for a named place, one dimension a counter."""
-        return to_uniform(self.rows(site, *counters))
-
     def again(self, where: Literal["block", "core"], function: Callable[..., Any], *args: Any) -> Any:
         """function(*args), whose inner activations are dropped and computed again where `recompute` says so."""
         wanted = self.recompute == ("full" if where == "block" else "selective")
@@ -86,5 +82,5 @@ def dropout(x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool,
     """Dropout by (sample, position, feature); `split` and `first_feature` say which part of the whole `x_BLF` is."""
     if not ctx.training or rate == 0.0:
         return x_BLF
-    features = torch.arange(first_feature, first_feature + x_BLF.shape[-1], device=x_BLF.device)
-    return drop(x_BLF, rate, ctx.uniform(site, ctx.positions(x_BLF.shape[1], split), features))
+    states_BL = ctx.rows(site, ctx.positions(x_BLF.shape[1], split))
+    return ctx.ops.dropout(x_BLF.flatten(0, 1), states_BL.flatten(), rate, first_feature).view(x_BLF.shape)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.attention import attention
+from megaswitch.ops.reference.dropout import dropout, features_uniform
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 
 
@@ -18,12 +19,16 @@ class Ops:
         name: the backend they were taken from.
         rms_norm: see `reference/rms_norm.py`.
         add_rms_norm: the residual stream's addition and the norm of the sum.
+        dropout: by the stateless generator, rows' states given.
+        features_uniform: its numbers.
         attention: softmax attention with the biases of relative positions.
     """
 
     name: str = "reference"
     rms_norm: Callable[[Tensor, Tensor], Tensor] = rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
+    dropout: Callable[[Tensor, Tensor, float, int], Tensor] = dropout
+    features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
 
     def replaced(self) -> list[str]:

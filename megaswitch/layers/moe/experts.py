@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from megaswitch.layers import initial
 from megaswitch.layers.context import Context
-from megaswitch.layers.weight_work import WeightWork, grouped_product
+from megaswitch.layers.weight_work import grouped_product
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.activation import geglu, relu
-from megaswitch.ops.reference.random import drop, fold, to_uniform
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Axis
 
@@ -57,18 +56,16 @@ class Experts(nn.Module):
     def forward(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, ctx: Context) -> Tensor:
         """[M, widths of all outputs, side by side]; `noise_M` are the rows' random states, when the hidden units are
         dropped out."""
-        hidden_MF = ctx.again("core", self._hidden, x_MD, counts, noise_M, ctx.work)
+        hidden_MF = ctx.again("core", self._hidden, x_MD, counts, noise_M, ctx)
         parts = [grouped_product(hidden_MF, w_XFD, counts, ctx.work) for w_XFD in self.outputs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _hidden(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, work: WeightWork) -> Tensor:
-        hidden_MF = grouped_product(x_MD, self.wi_XDF, counts, work)
+    def _hidden(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, ctx: Context) -> Tensor:
+        hidden_MF = grouped_product(x_MD, self.wi_XDF, counts, ctx.work)
         if self.wi_gate_XDF is None:
             hidden_MF = relu(hidden_MF)
         else:
-            hidden_MF = geglu(grouped_product(x_MD, self.wi_gate_XDF, counts, work), hidden_MF)
+            hidden_MF = geglu(grouped_product(x_MD, self.wi_gate_XDF, counts, ctx.work), hidden_MF)
         if noise_M is None:
             return hidden_MF
-        width = hidden_MF.shape[1]
-        features = torch.arange(self.etp.rank * width, (self.etp.rank + 1) * width, device=x_MD.device)
-        return drop(hidden_MF, self.rate, to_uniform(fold(noise_M, features)))
+        return ctx.ops.dropout(hidden_MF, noise_M, self.rate, self.etp.rank * hidden_MF.shape[1])

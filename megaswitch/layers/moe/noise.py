@@ -5,7 +5,6 @@ T local tokens (B sequences x L positions of this tp rank), F features.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from megaswitch.layers.context import Context
@@ -32,6 +31,5 @@ class Noise:
 
     def uniform(self, site: str, width: int) -> Tensor:
         """[T, width] numbers in [0, 1), float32."""
-        features = torch.arange(width, device=self.ctx.samples_B.device)
-        positions = self.ctx.positions(self.length, split=True)
-        return self.ctx.uniform(f"{self.name}.{site}", positions, features).flatten(0, 1)
+        states_BL = self.ctx.rows(f"{self.name}.{site}", self.ctx.positions(self.length, split=True))
+        return self.ctx.ops.features_uniform(states_BL.flatten(), 0, width)

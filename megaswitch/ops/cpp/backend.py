@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from megaswitch.ops.fused.dropout import dropout, features_uniform
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.ops import Ops
 
@@ -13,4 +14,6 @@ def cpp_ops(kernels: Any) -> Ops:
         name="cpp",
         rms_norm=partial(rms_norm, kernels),
         add_rms_norm=partial(add_rms_norm, kernels),
+        dropout=partial(dropout, kernels),
+        features_uniform=partial(features_uniform, kernels),
     )

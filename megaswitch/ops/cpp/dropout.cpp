@@ -1,0 +1,87 @@
+// Dropout by the stateless generator. N rows of F features.
+#include <cmath>
+
+#include "common.h"
+#include "random.h"
+
+namespace megaswitch {
+namespace {
+
+using at::Tensor;
+
+// A number is (bits >> 8) / 2^24 and is compared with the rate in float: as integers, with the rate times 2^24.
+uint32_t threshold_of(double rate) {
+  return static_cast<uint32_t>(std::ceil(static_cast<double>(static_cast<float>(rate)) * 16777216.0));
+}
+
+template <typename T>
+void drop_row(const T* x, uint32_t state, Counters counters, uint32_t threshold, wide_t<T> scale, T* out,
+              int64_t width) {
+  using W = wide_t<T>;
+#pragma omp simd
+  for (int64_t f = 0; f < width; ++f) {
+    const bool kept = (counters.of(state, static_cast<uint32_t>(f)) >> 8) >= threshold;
+    out[f] = narrow<T>(W(x[f]) * (kept ? scale : W(0)));  // a product, so that NaN stays
+  }
+}
+
+void uniform_row(uint32_t state, Counters counters, float* out, int64_t width) {
+#pragma omp simd
+  for (int64_t f = 0; f < width; ++f) {
+    const int32_t bits = static_cast<int32_t>(counters.of(state, static_cast<uint32_t>(f)) >> 8);
+    out[f] = static_cast<float>(bits) * 0x1p-24f;
+  }
+}
+
+void check(const Tensor& states, int64_t rows, int64_t first, int64_t width) {
+  TORCH_CHECK(states.scalar_type() == at::kLong && states.numel() == rows, "states: one int64 number a row");
+  TORCH_CHECK(first >> 32 == (first + std::max<int64_t>(width, 1) - 1) >> 32, "features cross a multiple of 2^32");
+}
+
+// x where the row's and feature's number is at least the rate, times 1 / (1 - rate), and zero elsewhere
+Tensor dropout(const Tensor& x_in, const Tensor& states_in, double rate, int64_t first) {
+  const Tensor x = x_in.contiguous(), states = states_in.contiguous();
+  const int64_t rows = x.size(0), width = x.size(1);
+  check(states, rows, first, width);
+  Tensor out = at::empty(x.sizes(), x.options());
+  MEGASWITCH_DISPATCH(x.scalar_type(), "dropout", [&] {
+    using T = scalar_t;
+    const T* xp = x.const_data_ptr<T>();
+    const int64_t* sp = states.const_data_ptr<int64_t>();
+    T* op = out.data_ptr<T>();
+    const uint32_t threshold = threshold_of(rate);
+    const wide_t<T> scale = static_cast<wide_t<T>>(1.0 / (1.0 - rate));
+    at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        drop_row<T>(xp + n * width, static_cast<uint32_t>(sp[n]), Counters(first), threshold, scale, op + n * width,
+                    width);
+      }
+    });
+  });
+  return out;
+}
+
+// numbers in [0, 1) of all features of each row
+Tensor features_uniform(const Tensor& states_in, int64_t first, int64_t width) {
+  const Tensor states = states_in.contiguous();
+  const int64_t rows = states.size(0);
+  check(states, rows, first, width);
+  Tensor out = at::empty({rows, width}, states.options().dtype(at::kFloat));
+  const int64_t* sp = states.const_data_ptr<int64_t>();
+  float* op = out.data_ptr<float>();
+  at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      uniform_row(static_cast<uint32_t>(sp[n]), Counters(first), op + n * width, width);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
+  m.impl("dropout", dropout);
+  m.impl("features_uniform", features_uniform);
+}
+
+}  // namespace megaswitch

@@ -1,0 +1,20 @@
+"""Dropout and random factors by the stateless generator: each row has a random state, each feature folds its number in.
+
+N rows, F features.
+"""
+
+import torch
+from torch import Tensor
+
+from megaswitch.ops.reference.random import drop, fold, to_uniform
+
+
+def features_uniform(states_N: Tensor, first_feature: int, width: int) -> Tensor:
+    """[N, width] numbers in [0, 1), float32: feature f of a row has the number first_feature + f."""
+    features = torch.arange(first_feature, first_feature + width, device=states_N.device)
+    return to_uniform(fold(states_N, features))
+
+
+def dropout(x_NF: Tensor, states_N: Tensor, rate: float, first_feature: int) -> Tensor:
+    """`drop` by numbers that follow from the rows' states (int64); `first_feature` is the number of x's first one."""
+    return drop(x_NF, rate, features_uniform(states_N, first_feature, x_NF.shape[1]))
