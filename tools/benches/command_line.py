@@ -81,6 +81,11 @@ def _layer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--procs", type=positive, default=1, metavar="N", help="processes of one thread (default: 1)")
 
 
+def _ops(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="operations (default: all)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+
+
 def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", type=positive, default=8, metavar="E")
     _model(parser)
@@ -89,5 +94,6 @@ def _profile(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "step": ("the whole training step (forward, backward, optimizer), tokens/s", "--experts 8 64 --threads 1", _step),
     "layer": ("one MoE layer, forward and backward, ms", "--experts 8 64 --peers-dir .peers", _layer),
+    "ops": ("each operation beside the best library's, ms", "--only rms_norm attention --dtype bfloat16", _ops),
     "profile": ("where the time of a step goes, beside what the machine allows", "--dtype bfloat16", _profile),
 }

@@ -1,0 +1,61 @@
+"""All that a router does with its logits: softmax, choice, gate, places in queues, capacity, balance loss, statistics;
+and the gradient of the logits. Beside it the same by one-hot tables and cumulative sums, as transformers has it.
+
+G groups, S tokens of a group, T tokens, E experts.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benches.operations.case import Case, Size, Work, forward_backward, normal
+from megaswitch.layers.moe.plan import count_choices, make_plan
+from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
+from megaswitch.model.transformer import alone
+from megaswitch.ops.ops import Ops
+
+_FACTOR = 1.25
+
+
+def cases(size: Size) -> list[Case]:
+    """4,096 tokens in groups of 512, from 8 to 2,048 experts."""
+    return [_case(size, E) for E in ([4] if size.quick else [8, 64, 128, 2048])]
+
+
+def _case(size: Size, E: int) -> Case:
+    G, S = size.of(8, 2), size.of(512, 16)
+    logits = normal(G * S, E, dtype=torch.float32)
+    capacity = max(1, round(_FACTOR * S / E))
+    tp = alone(torch.device("cpu")).tp
+    group_T = torch.arange(G).repeat_interleave(S)
+    real_T = torch.ones(G * S, dtype=torch.bool)
+
+    def route(logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        choice = pick(logits_TE)
+        index_GSK = choice.index_TK.view(G, S, 1)
+        kept_GSK = make_plan(index_GSK, E, capacity).kept_GSK
+        tokens = Tokens(group_T, real_T, count_choices(index_GSK, E))
+        loss = aux_loss(choice, tokens, tp)
+        statistics(loss.share, z_loss(choice, tokens), choice, index_GSK, kept_GSK, tokens)
+        return torch.where(kept_GSK.flatten(), choice.gate_TK.flatten(), 0.0), loss.own
+
+    def ours(ops: Ops) -> Work:
+        del ops  # has no faster version yet
+        return forward_backward(route, [logits])
+
+    def tables(logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        probs_GSE = torch.softmax(logits_TE, -1).view(G, S, E)
+        chosen_GSE = F.one_hot(probs_GSE.argmax(-1), E)
+        kept_GSE = chosen_GSE * (chosen_GSE.cumsum(1) <= capacity)
+        gate_GS = probs_GSE.max(-1).values * kept_GSE.sum(-1)
+        loss = (chosen_GSE.float().mean(1) * probs_GSE.mean(1)).sum() * E
+        return gate_GS.flatten(), loss
+
+    return Case(
+        f"router {G * S}x{E}",
+        ours,
+        "",
+        {"one-hot and cumsum": lambda: forward_backward(tables, [logits])},
+        bytes=4.0 * G * S * E * 4,
+    )
