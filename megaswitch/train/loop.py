@@ -41,6 +41,7 @@ from megaswitch.train.system import System, build, compute_dtype
 from megaswitch.train.watchdog import Watchdog, hang_limit
 from megaswitch.utils.errors import EXIT_PREEMPTED
 from megaswitch.utils.logging import setup
+from megaswitch.utils.precision import multiplies
 from megaswitch.utils.problem import refuse
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ def _begin(
     start = find_start(config, group)
     system = build(config, place, first_sentinel=lowest_sentinel(source), initialise=start is None)
     log.info("%s", in_words(system.ops))
+    if not multiplies(compute_dtype(config, place.device), place.device):
+        log.warning("this processor has no bfloat16 products (AVX512_BF16, AMX): train.dtype=float32 is faster on it")
     progress = Progress(0, 0) if start is None else resume(system, start, source.fingerprint)
     if start is not None and progress.skipped:
         log.info("of these steps %d were skipped", progress.skipped)
