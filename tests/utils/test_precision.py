@@ -8,7 +8,7 @@ from megaswitch.utils.precision import multiplies
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("found", "expected"), [({"avx512_bf16": True}, True), ({"avx512_f": True}, False), ({}, False)])
+@pytest.mark.parametrize(("found", "expected"), [({"amx_bf16": True}, True), ({"avx2": True}, False), ({}, False)])
 def test_bfloat16_is_asked_of_the_processor(monkeypatch, found, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     assert multiplies(torch.bfloat16, CPU) is expected
