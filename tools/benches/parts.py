@@ -9,13 +9,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 from torch.profiler import record_function
 
 from megaswitch.layers.attention import Attention
-from megaswitch.layers.context import drop, dropout
+from megaswitch.layers.context import dropout
 from megaswitch.layers.embedding import Head
 from megaswitch.layers.expert_attention import ExpertAttention
 from megaswitch.layers.feed_forward import FeedForward
@@ -29,6 +30,7 @@ from megaswitch.optim.adafactor import Adafactor
 from megaswitch.optim.adamw import AdamW
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.clip import gradient_norm
+from megaswitch.train.system import System
 
 STEP = "part:rest"
 _MARK, _NODE = "part:", "autograd::engine::evaluate_function: "
@@ -50,9 +52,14 @@ _METHODS = {
     (AdamW, "step"): "optimizer",
     (Adafactor, "step"): "optimizer",
 }
-_FUNCTIONS = {dropout: "dropout", drop: "dropout", gradient_norm: "optimizer"}
+_FUNCTIONS = {dropout: "dropout", gradient_norm: "optimizer"}
 _ACTIVATIONS = ("relu", "threshold", "gelu", "mul", "clamp_min")
 """Operations inside the experts that are no products, nor of their making."""
+
+
+def marked(system: System) -> System:
+    """A system whose dropout opens a scope wherever a layer calls it."""
+    return replace(system, ops=replace(system.ops, dropout=_marked(system.ops.dropout, "dropout")))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benches.command_line import Options
 from benches.floors import PARTS, needs
 from benches.models import DTYPES, Ours, refuse_too_large, run_config, switch_model
-from benches.parts import STEP, by_part, operations, scopes
+from benches.parts import STEP, by_part, marked, operations, scopes
 from benches.rates import measure_rates
 from benches.report import Row, finish, number, show, significant
 from benches.timing import Figure, clocked, in_turns
@@ -48,8 +48,9 @@ def measure(options: Options) -> None:
 
 
 def _profiled(ours: Ours) -> EventList:
+    system = marked(ours.system)
     with scopes(), profile(activities=[ProfilerActivity.CPU]) as seen, record_function(STEP):
-        ours.step()
+        ours.step(system)
     return seen.events()
 
 
