@@ -1,11 +1,9 @@
 """The command line of `megaswitch dry-run`: answers --help and wrong usage without importing torch."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import orjson
 
@@ -13,6 +11,7 @@ from megaswitch.config.load import load
 from megaswitch.data.writer import write_files
 from megaswitch.model.presets import presets
 from megaswitch.train.config import RunConfig
+from megaswitch.utils.arguments import Parser
 from megaswitch.utils.errors import UserError
 
 _ABOUT = """Play a training step of one rank of any world on this machine, without weights, data or other processes.
@@ -25,14 +24,6 @@ examples:
   megaswitch dry-run --config launch/configs/switch_c_2048.toml --world 512 --rank 77
   megaswitch dry-run --model.preset=switch_c_2048 --layout.ep=2048 --world 2048 --ranks first,last,worst --json
   megaswitch dry-run --config launch/configs/switch_base_8.toml --world 8 --out memory.svg"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with the exit code of wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """UserError with the usage instead of an exit of its own."""
-        raise UserError(f"{message}\n{self.format_usage()}".rstrip())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,14 +53,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         "megaswitch dry-run",
         usage="megaswitch dry-run --world N [options] [--config F.toml ...] [--section.key=value ...]",
         description=_ABOUT,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--world", type=int, required=True, metavar="N", help="processes of the run that is played")
     which = parser.add_mutually_exclusive_group()

@@ -1,6 +1,5 @@
 """`megaswitch fill`: a checkpoint fills in the masked spans of a text."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ from megaswitch.data.spans import EOS
 from megaswitch.data.tokenizer import Tokenizer
 from megaswitch.model.generate import Search, refuse_unusable
 from megaswitch.model.transformer import SwitchTransformer
+from megaswitch.utils.arguments import Parser
 
 _EXAMPLE = """Example: megaswitch fill --run runs/quickstart --tokenizer tok.model "The sum of <extra_id_0> numbers."
 Spans to fill are written <extra_id_0>, <extra_id_1>, and so on."""
@@ -36,10 +36,8 @@ def fill_in(model: SwitchTransformer, tokenizer: Tokenizer, text: str, max_token
     return tokenizer.decode([i for i in written if i > EOS])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "megaswitch fill", description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("megaswitch fill", __doc__, _EXAMPLE)
     parser.add_argument("--run", type=Path, required=True, help="the run's folder (its newest checkpoint), or one's")
     parser.add_argument("--tokenizer", required=True, help="the sentencepiece .model of the run's corpora")
     parser.add_argument("--max-tokens", type=int, default=64, help="most tokens written for a text")

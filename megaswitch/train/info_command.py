@@ -1,33 +1,24 @@
 """The command line of `megaswitch info`: answers --help and wrong usage without importing torch."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from textwrap import fill
 
 import orjson
 
 from megaswitch.model.presets import presets
+from megaswitch.utils.arguments import Parser
 from megaswitch.utils.errors import UserError
 
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with the exit code of wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """UserError with the usage instead of an exit of its own."""
-        raise UserError(f"{message}\n{self.format_usage()}".rstrip())
+_ABOUT = """Parameters by part and forward FLOPs per sequence of a preset, beside the paper's figures; or, for the word
+ops, which implementations of the operations are to be had here, and why the others are not."""
+_EXAMPLES = "Examples: megaswitch info switch_base_128 --json; megaswitch info ops."
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
     names = list(presets())
-    parser = _Parser(
-        "megaswitch info",
-        description="Parameters by part and forward FLOPs per sequence of a preset, beside the paper's figures; "
-        "or, for the word ops, which implementations of the operations are to be had here, and why the others are not.",
-        epilog="Examples: megaswitch info switch_base_128 --json; megaswitch info ops. Presets: " + ", ".join(names),
-    )
+    parser = Parser("megaswitch info", fill(_ABOUT, 100), fill(f"{_EXAMPLES} Presets: {', '.join(names)}", 100))
     parser.add_argument("preset", metavar="PRESET|ops")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     args = parser.parse_args(argv)

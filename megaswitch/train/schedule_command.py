@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import NoReturn, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import orjson
 
@@ -15,6 +15,7 @@ from megaswitch.data.writer import write_files
 from megaswitch.model.presets import presets
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.train.config import RunConfig
+from megaswitch.utils.arguments import Parser
 from megaswitch.utils.errors import UserError
 
 _ABOUT = """Show a pipeline schedule: who computes what and when, who waits, how much is held.
@@ -29,14 +30,6 @@ examples:
 _KINDS = get_args(get_type_hints(LayoutConfig)["schedule"])
 _PRESET = "switch_base_8"
 _PP = 4
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with the exit code of wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """UserError with the usage instead of an exit of its own."""
-        raise UserError(f"{message}\n{self.format_usage()}".rstrip())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,14 +54,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         "megaswitch schedule",
         usage="megaswitch schedule [options] [--config F.toml ...] [--section.key=value ...]",
         description=_ABOUT,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--kind", choices=[*_KINDS, "all"], help="as layout.schedule; all (that fit) for comparison")
     parser.add_argument("--pp", metavar="N", help=f"ranks, as layout.pp (default: {_PP})")
