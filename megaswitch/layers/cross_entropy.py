@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from megaswitch.comm.collectives import all_reduce_
+from megaswitch.comm.collectives import all_reduce, all_reduce_
+from megaswitch.ops.ops import Ops
 from megaswitch.topology.topology import Axis
+
+_BY_DEFINITION = Ops()
 
 
 class TokenLosses(NamedTuple):
@@ -25,32 +29,44 @@ class TokenLosses(NamedTuple):
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: Tensor, target_N: Tensor, first: int, z_loss: float, axis: Axis
+        ctx: Any, logits_NV: Tensor, target_N: Tensor, z_loss: float, axis: Axis, ops: Ops, consume: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        highest_N = all_reduce_(logits_NV.amax(-1), axis, "max")
-        exp_NV = (logits_NV - highest_N.unsqueeze(-1)).exp_()
-        sum_N = all_reduce_(exp_NV.sum(-1), axis)
-        local_N = target_N - first
-        held_N = (local_N >= 0) & (local_N < logits_NV.shape[1])
-        local_N = torch.where(held_N, local_N, 0)
-        at_target_N = logits_NV.gather(1, local_N.unsqueeze(1)).squeeze(1) * held_N
-        log_z_N = sum_N.log() + highest_N
-        nll_N = log_z_N - all_reduce_(at_target_N, axis)
+        own = ops.cross_entropy_statistics(logits_NV, target_N)
+        greatest_N = all_reduce(own.greatest_N, axis, "max")
+        sum_N = all_reduce_(own.sum_N * (own.greatest_N - greatest_N).exp_(), axis)
+        log_z_N = sum_N.log() + greatest_N
+        nll_N = log_z_N - all_reduce_(own.at_target_N, axis)
         z_N = z_loss * log_z_N.square()
-        ctx.save_for_backward(exp_NV.div_(sum_N.unsqueeze(-1)), local_N, held_N, log_z_N)
-        ctx.z_loss = z_loss
+        ctx.save_for_backward(logits_NV, target_N, log_z_N)
+        ctx.z_loss, ctx.ops, ctx.consume = z_loss, ops, consume
         ctx.mark_non_differentiable(nll_N, z_N)
         return nll_N + z_N, nll_N, z_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        grad_N = grads[0]
-        p_NV, local_N, held_N, log_z_N = ctx.saved_tensors
-        d_NV = p_NV * (grad_N * (1.0 + 2.0 * ctx.z_loss * log_z_N)).unsqueeze(-1)
-        d_NV.scatter_add_(1, local_N.unsqueeze(1), -(grad_N * held_N).unsqueeze(1))
-        return d_NV, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        logits_NV, target_N, log_z_N = ctx.saved_tensors
+        d_NV = logits_NV.detach() if ctx.consume else logits_NV.clone(memory_format=torch.contiguous_format)
+        ctx.ops.cross_entropy_gradient_(d_NV, target_N, log_z_N, grads[0], ctx.z_loss)
+        if ctx.consume:
+            increment_version(logits_NV)  # whoever wants the logits after this is told that they are no more
+        return d_NV, None, None, None, None, None
 
 
-def cross_entropy(logits_NV: Tensor, target_N: Tensor, first: int, z_loss: float, axis: Axis) -> TokenLosses:
-    """Losses of each token; `first` is the id of this rank's first column, targets are global ids (int64)."""
-    return TokenLosses(*_CrossEntropy.apply(logits_NV, target_N, first, z_loss, axis))  # type: ignore[no-untyped-call]
+def cross_entropy(
+    logits_NV: Tensor,
+    target_N: Tensor,
+    first: int,
+    z_loss: float,
+    axis: Axis,
+    ops: Ops = _BY_DEFINITION,
+    *,
+    consume: bool = False,
+) -> TokenLosses:
+    """Losses of each token; `first` is the id of this rank's first column, targets are global ids (int64).
+
+    With `consume` the backward puts the gradient in the place of the logits (contiguous), which nothing else may need
+    by then: so there is never a second array of their size.
+    """
+    out: tuple[Tensor, Tensor, Tensor]
+    out = _CrossEntropy.apply(logits_NV, target_N - first, z_loss, axis, ops, consume)  # type: ignore[no-untyped-call]
+    return TokenLosses(*out)

@@ -193,7 +193,8 @@ class Stage(nn.Module):
         """Sum of token losses over the step's number of targets; statistics are counted by one tp rank."""
         assert self.head is not None
         tp, target_N = self.topology.tp, targets_BT.flatten()
-        losses = cross_entropy(logits_BTV.flatten(0, 1), target_N, self.head.first, self.config.z_loss, tp)
+        logits_NV, first = logits_BTV.flatten(0, 1), self.head.first
+        losses = cross_entropy(logits_NV, target_N, first, self.config.z_loss, tp, ctx.ops, consume=True)
         real_N = (target_N != 0).to(losses.loss_N.dtype)
         if tp.first:
             content_N = real_N * (target_N != EOS) * (target_N < self.first_sentinel)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.attention import attention
+from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 
@@ -21,6 +22,8 @@ class Ops:
         add_rms_norm: the residual stream's addition and the norm of the sum.
         dropout: by the stateless generator, rows' states given.
         features_uniform: its numbers.
+        cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
+        cross_entropy_gradient_: the losses' gradient, in the logits' place.
         attention: softmax attention with the biases of relative positions.
     """
 
@@ -29,6 +32,8 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
     dropout: Callable[[Tensor, Tensor, float, int], Tensor] = dropout
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
+    cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
+    cross_entropy_gradient_: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] = cross_entropy_gradient_
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
 
     def replaced(self) -> list[str]:

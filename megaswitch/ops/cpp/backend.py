@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+from megaswitch.ops.fused.attention import attention
+from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.ops import Ops
@@ -14,6 +16,9 @@ def cpp_ops(kernels: Any) -> Ops:
         name="cpp",
         rms_norm=partial(rms_norm, kernels),
         add_rms_norm=partial(add_rms_norm, kernels),
+        attention=partial(attention, kernels),
         dropout=partial(dropout, kernels),
         features_uniform=partial(features_uniform, kernels),
+        cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
+        cross_entropy_gradient_=partial(cross_entropy_gradient_, kernels),
     )
