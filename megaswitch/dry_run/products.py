@@ -1,9 +1,9 @@
 """FLOPs of products, by what computes them and in which pass.
 
 The formulas are torch's own (`torch.utils.flop_counter`); what torch lacks, grouped products and products in place,
-is added here. Which part of the model an operation belongs to is known in the forward from the module that is being
-called, in the backward from the autograd node that is at work (its number says when it was made), and of a weight's
-gradient from the place it is added to.
+is added here, and our own kernels say theirs. Which part of the model an operation belongs to is known in the forward
+from the module that is being called, in the backward from the autograd node that is at work (its number says when it
+was made), and of a weight's gradient from the place it is added to.
 """
 
 import weakref
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.flop_counter import flop_registry
 
+from megaswitch.ops.fused.kernels import KERNELS
+from megaswitch.ops.library import LIBRARIES
 from megaswitch.params.spec import Part
 
 Pass = Literal["forward", "backward", "recompute"]
@@ -44,6 +46,19 @@ _FLOPS: dict[Any, Callable[..., int]] = {
     aten.addmm_: flop_registry[aten.addmm],
     aten.baddbmm_: flop_registry[aten.baddbmm],
 }
+_KERNELS = {kernel.name: kernel.flops for kernel in KERNELS if kernel.flops is not None}
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """FLOPs of an operation from its arguments, if it is a product."""
+    if func.namespace in LIBRARIES:
+        return _KERNELS.get(func.overloadpacket.__name__)
+    return _FLOPS.get(func.overloadpacket)
+
+
+def _of_pairs(func: Any) -> bool:
+    """Whether it is a product that attention has and nothing else."""
+    return func.overloadpacket is aten.bmm or func.overloadpacket.__name__.startswith("attention_")
 
 
 class Modules:
@@ -141,15 +156,16 @@ class Products:
 
     def see(self, func: Any, args: Any, kwargs: Any, out: Any, during: Pass) -> bool:
         """Take note of an operation; whether it is a product."""
-        formula = _FLOPS.get(func.overloadpacket)
+        formula = _formula(func)
         if formula is None:
             if func is aten.add_.Tensor and isinstance(args[1], Tensor):
                 self._added(args[0], args[1])
             return False
-        key = (self.gradients.kind(out) or self._kind(func, during), during)
+        first = out if isinstance(out, Tensor) else out[0]
+        key = (self.gradients.kind(first) or self._kind(func, during), during)
         flops = formula(*args, **kwargs, out_val=out)
         self._count(key, flops, 1)
-        self._last = (weakref.ref(out), key, flops)
+        self._last = (weakref.ref(first), key, flops)
         return True
 
     def _count(self, key: tuple[str, Pass], flops: int, calls: int) -> None:
@@ -163,7 +179,7 @@ class Products:
         else:
             kind = self.modules.kind()
         # outside of any single part there are products of activations alone where attention's weights are experts
-        return "attention" if kind == "other" and func.overloadpacket is aten.bmm else kind
+        return "attention" if kind == "other" and _of_pairs(func) else kind
 
     def _added(self, into: Tensor, product: Tensor) -> None:
         """The last product is added to a gradient: it is of that gradient's part, whoever computed it."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 CPP, TRITON, SHAPES = "megaswitch_cpp", "megaswitch_triton", "megaswitch_shapes"
+LIBRARIES = (CPP, TRITON, SHAPES)
 
 
 @dataclass(frozen=True)

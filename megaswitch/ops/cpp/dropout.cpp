@@ -1,6 +1,4 @@
 // Dropout by the stateless generator. N rows of F features.
-#include <cmath>
-
 #include "common.h"
 #include "random.h"
 
@@ -8,11 +6,6 @@ namespace megaswitch {
 namespace {
 
 using at::Tensor;
-
-// A number is (bits >> 8) / 2^24 and is compared with the rate in float: as integers, with the rate times 2^24.
-uint32_t threshold_of(double rate) {
-  return static_cast<uint32_t>(std::ceil(static_cast<double>(static_cast<float>(rate)) * 16777216.0));
-}
 
 template <typename T>
 void drop_row(const T* x, uint32_t state, Counters counters, uint32_t threshold, wide_t<T> scale, T* out,

@@ -1,6 +1,7 @@
 // The stateless generator of ops/reference/random.py in 32-bit integers: the same numbers.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace megaswitch {
@@ -23,5 +24,10 @@ struct Counters {
       : low(static_cast<uint32_t>(first) * kWeyl), high(static_cast<uint32_t>(first >> 32) * kWeyl + 1u) {}
   uint32_t of(uint32_t state, uint32_t feature) const { return fold(state, low + feature * kWeyl, high); }
 };
+
+// A number is (bits >> 8) / 2^24 and is compared with the rate in float: as integers, with the rate times 2^24.
+inline uint32_t threshold_of(double rate) {
+  return static_cast<uint32_t>(std::ceil(static_cast<double>(static_cast<float>(rate)) * 16777216.0));
+}
 
 }  // namespace megaswitch
