@@ -62,16 +62,18 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits over this rank's part of the vocabulary, in at least float32."""
+    """Logits over this rank's part of the vocabulary, in at least float32 (see `model.logits_dtype`)."""
 
     def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
         super().__init__()
         self.region, self.tied = region, config.tied_embeddings
         self.weight = params[EMBEDDING if self.tied else HEAD]
         self.scale = config.d_model**-0.5 if self.tied else 1.0
+        self.wide = config.logits_dtype == "float32"
         self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
 
     def forward(self, x_BLD: Tensor, work: WeightWork) -> Tensor:
         """[B, L, V]; a tied table is used as it is, with the input scaled by d_model^-0.5."""
-        inside_BLD = widen(self.region.enter(x_BLD, work)) * self.scale
-        return product(inside_BLD, self.weight, work, transposed=self.tied)
+        inside_BLD = self.region.enter(x_BLD, work)
+        scaled_BLD = (widen(inside_BLD) if self.wide else inside_BLD) * self.scale
+        return widen(product(scaled_BLD, self.weight, work, transposed=self.tied))

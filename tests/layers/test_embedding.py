@@ -1,5 +1,7 @@
 """Embedding and head over a vocabulary that tp does not divide, against the whole table."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -98,3 +100,14 @@ def test_logits_are_at_least_float32():
     logits = head(x, WeightWork())
     assert logits.dtype == torch.float32
     assert torch.equal(logits, (x.float() * WIDTH**-0.5) @ table.detach().float().t())
+
+
+def test_logits_of_the_compute_type_are_widened():
+    table = nn.Parameter(number(VOCABULARY, WIDTH).bfloat16())
+    narrow = replace(config(), logits_dtype="compute")
+    head = Head(narrow, {EMBEDDING: table}, Region(Axis("tp", 0, (0,)), False))
+    x = number(1, 2, WIDTH).bfloat16()
+    logits = head(x, WeightWork())
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, ((x * WIDTH**-0.5) @ table.detach().t()).float())
+    assert not torch.equal(logits, (x.float() * WIDTH**-0.5) @ table.detach().float().t())
