@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
+from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
@@ -25,6 +26,7 @@ class Ops:
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient_: the losses' gradient, in the logits' place.
         attention: softmax attention with the biases of relative positions.
+        adafactor: the optimizer's passes over gradients and weights.
     """
 
     name: str = "reference"
@@ -35,6 +37,7 @@ class Ops:
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient_: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] = cross_entropy_gradient_
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
+    adafactor: Passes = PASSES
 
     def replaced(self) -> list[str]:
         """Names of the operations that are not plain torch's."""

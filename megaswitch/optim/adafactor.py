@@ -2,23 +2,27 @@
 are cut.
 
 A segment of a row-major tensor is a few boxes (`Piece`). Each rank adds the means of its boxes in global coordinates;
-summed over the ranks that hold the others they are those of the whole tensor. See `adafactor_statistics.py`.
+summed over the ranks that hold the others they are those of the whole tensor. See `adafactor_statistics.py` for what is
+summed where, `ops/reference/adafactor.py` for the arithmetic. What no other rank has a part of is updated matrix by
+matrix, the rest of a bucket together.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megaswitch.optim.adafactor_statistics import Flats, Means, Parameter, Places, plan_parameters
-from megaswitch.optim.bucket import Bucket
+from megaswitch.ops.ops import Ops
+from megaswitch.ops.reference.adafactor import Passes, Step, row_factors, scales
+from megaswitch.optim.adafactor_statistics import Flats, Means, Parameter, Plan, plan_parameters
+from megaswitch.optim.bucket import Bucket, Piece
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.optimizer import Done, StateTensor, nothing
 from megaswitch.topology.topology import Topology
 
-SQUARE_EPSILON = 1e-30
-LEAST_SCALE = 1e-3
+# B matrices of R rows and C columns, U units, N elements
 
 
 def second_moment_decay(count: int, rate: float) -> float:
@@ -27,112 +31,153 @@ def second_moment_decay(count: int, rate: float) -> float:
     return 1.0 - share
 
 
+@dataclass(frozen=True)
+class _Matrices:
+    """A piece of a factored parameter, and its lines of means: views of the bucket's and its state's storage."""
+
+    weights_BRC: Tensor
+    grad_BRC: Tensor
+    rows_BR: Tensor
+    cols_BC: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of a factored parameter that is updated with others; `rows` and `cols` are means, then factors."""
+
+    matrices: _Matrices
+    lengths: tuple[int, int]
+    sums_2U: Tensor
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A piece of a parameter that is not factored, with its second moments."""
+
+    piece: Piece
+    weights_N: Tensor
+    grad_N: Tensor
+    second_N: Tensor
+    sums_21: Tensor
+
+
 class _BucketState:
-    """One bucket's parameters and statistics: `running` means of factored ones, `second` moments of the others."""
+    """One bucket's parameters and statistics: `running` means of factored ones, `own` of those that are alone, and what
+    is computed anew in each step."""
 
     def __init__(self, bucket: Bucket, config: OptimConfig, topology: Topology) -> None:
-        self.bucket, self.means, self.sums = bucket, Places(topology), Places(topology)
-        self.parameters = plan_parameters(bucket, config, self.means, self.sums)
-        self.running = self.means.zeros(bucket.master)
-        plain = [p for parameter in self.parameters if parameter.factored is None for p in parameter.pieces]
-        self.second = {piece: torch.zeros_like(piece.view(bucket.master)) for piece in plain}
+        self.bucket = bucket
+        self.plan: Plan = plan_parameters(bucket, config, topology)
+        self.running, self.fresh = (self.plan.means.zeros(bucket.master) for _ in range(2))
+        self.own = self.plan.own.zeros(bucket.master)
+        self.sums = self.plan.sums.zeros(bucket.master, 2)
+        self.elements = {axes: torch.ones_like(flat[0]) for axes, flat in self.sums.items()}
+        self.alone: list[_Matrices] = []
+        self.parts: list[_Part] = []
+        self.plain: list[_Plain] = []
+        for parameter in self.plan.parameters:
+            parameter.sums.view(self.elements).fill_(parameter.unit_elements)
+            for piece in parameter.pieces:
+                self._add(parameter, piece)
+
+    def _add(self, parameter: Parameter, piece: Piece) -> None:
+        flats = self.bucket.master, self.bucket.grad_segment
+        sums_2U = parameter.sums.view(self.sums)[:, parameter.units(piece)]
+        if parameter.factored is None:
+            weights_N, grad_N = (flat[piece.start : piece.stop] for flat in flats)
+            self.plain.append(_Plain(piece, weights_N, grad_N, torch.zeros_like(weights_N), sums_2U))
+            return
+        means = self.own if parameter.alone else self.fresh
+        lines = (kind.lines(means, piece) for kind in parameter.factored)
+        matrices = _Matrices(*(parameter.matrices(piece, flat) for flat in flats), *lines)
+        if parameter.alone:
+            self.alone.append(matrices)
+        else:
+            rows, cols = parameter.factored
+            self.parts.append(_Part(matrices, (rows.length, cols.length), sums_2U))
 
 
 class Adafactor:
     """Second moments by rows and columns, updates clipped by their root mean square, steps relative to the
     parameter's (unless `optim.multiply_by_parameter_scale` is off); no first moment, no bias correction, no decay."""
 
-    def __init__(self, buckets: Buckets, config: OptimConfig) -> None:
-        self.config = config
+    def __init__(self, buckets: Buckets, config: OptimConfig, ops: Ops) -> None:
+        self.config, self.passes = config, ops.adafactor
         self.states = [_BucketState(bucket, config, buckets.topology) for bucket in buckets.buckets]
 
     @torch.no_grad()
     def step(self, lr: float, count: int, done: Done = nothing) -> None:
         """Update number `count` (from 1); calls `done` with each updated bucket."""
-        decay = second_moment_decay(count, self.config.decay_rate)
+        config = self.config
+        decay = second_moment_decay(count, config.decay_rate)
+        step = Step(decay, lr, config.update_clip, config.multiply_by_parameter_scale)
         for state in self.states:
-            segment = state.bucket.wide_gradient()
-            _update_means(state, segment, decay)
-            for parameter in state.parameters:
-                _precondition(state, segment, parameter, decay)
-            self._apply(state, segment, lr)
+            for m in state.alone:
+                self.passes.update_(m.weights_BRC, m.rows_BR, m.cols_BC, m.grad_BRC, step)
+            if state.parts or state.plain:
+                _update_means(self.passes, state, step)
+                _sum_squares(self.passes, state, step)
+                _apply(self.passes, state, step)
             done(state.bucket)
-
-    def _apply(self, state: _BucketState, updates: Tensor, lr: float) -> None:
-        """Clip updates and scale them by the parameters' root mean squares."""
-        sums = _sums_of_squares(state, updates)
-        for parameter in state.parameters:
-            rms_2U = (parameter.sums.view(sums) / parameter.unit_elements).sqrt()
-            scale_U = -lr / (rms_2U[0] / self.config.update_clip).clamp(min=1.0)
-            if self.config.multiply_by_parameter_scale:
-                scale_U *= rms_2U[1].clamp(min=LEAST_SCALE)
-            for piece in parameter.pieces:
-                update = parameter.by_unit(piece, updates)
-                scaled = update * scale_U[parameter.units(piece)].unsqueeze(1)
-                parameter.by_unit(piece, state.bucket.master).add_(scaled)
 
     def state(self) -> Iterator[StateTensor]:
         """Means over the later and the earlier factored dimension ("row/", "col/" and the parameter's name), and
         unfactored moments ("second/")."""
         for state in self.states:
-            for parameter in state.parameters:
+            for parameter in state.plan.parameters:
+                flats = state.own if parameter.alone else state.running
                 for name, means in zip(("row", "col"), parameter.factored or (), strict=False):
-                    yield _state_of(f"{name}/{parameter.entry.spec.name}", state, means)
-            for piece, second in state.second.items():
-                spec, primary = piece.entry.spec, state.bucket.axes.primary
-                yield StateTensor(f"second/{spec.name}", spec.shape, piece.box, second, primary)
+                    yield _state_of(f"{name}/{parameter.entry.spec.name}", state, means, flats)
+            for plain in state.plain:
+                spec, box = plain.piece.entry.spec, plain.piece.box
+                view = plain.second_N.view(box.shape)
+                yield StateTensor(f"second/{spec.name}", spec.shape, box, view, state.bucket.axes.primary)
 
 
-def _update_means(state: _BucketState, segment: Tensor, decay: float) -> None:
-    """Bring in this step's mean squares."""
-    fresh = state.means.zeros(state.bucket.master)
-    for parameter in state.parameters:
-        for piece in parameter.pieces if parameter.factored else ():
-            squares = piece.view(segment).square() + SQUARE_EPSILON
-            for means in parameter.factored or ():
-                length = parameter.entry.spec.shape[means.over]
-                means.place.view(fresh)[means.of(piece)] += squares.sum(means.over) / length
-    state.means.sum_(fresh)
+def _update_means(passes: Passes, state: _BucketState, step: Step) -> None:
+    """Bring in this step's mean squares; `fresh` then holds the factors that follow from them."""
+    for flat in state.fresh.values():
+        flat.zero_()
+    for part in state.parts:
+        m = part.matrices
+        passes.add_mean_squares_(m.rows_BR, m.cols_BC, m.grad_BRC, *part.lengths)
+    state.plan.means.sum_(state.fresh)
     for axes, running in state.running.items():
-        running.lerp_(fresh[axes], 1.0 - decay)
+        running.lerp_(state.fresh[axes], 1.0 - step.decay)
+        torch.rsqrt(running, out=state.fresh[axes])
+    for parameter in state.plan.parameters:
+        if parameter.factored and not parameter.alone:
+            rows = parameter.factored[0]
+            rows.lines(state.fresh).copy_(row_factors(rows.lines(state.running)))
 
 
-def _precondition(state: _BucketState, segment: Tensor, parameter: Parameter, decay: float) -> None:
-    """Replace a parameter's gradient pieces by updates before clipping."""
-    if parameter.factored is None:
-        for piece in parameter.pieces:
-            grad, second = piece.view(segment), state.second[piece]
-            second.lerp_(grad.square() + SQUARE_EPSILON, 1.0 - decay)
-            grad.mul_(second.rsqrt())
-        return
-    rows, cols = parameter.factored
-    of_rows, of_cols = rows.place.view(state.running), cols.place.view(state.running)
-    # the earlier factored dimension is where it was among those that `rows` keeps
-    row_factor = (of_rows / of_rows.mean(cols.over, keepdim=True)).rsqrt_()
-    col_factor = of_cols.rsqrt()
-    for piece in parameter.pieces:
-        grad = piece.view(segment)
-        grad.mul_(row_factor[rows.of(piece)].unsqueeze(rows.over))
-        grad.mul_(col_factor[cols.of(piece)].unsqueeze(cols.over))
+def _sum_squares(passes: Passes, state: _BucketState, step: Step) -> None:
+    """Of each unit's update and parameter, over all ranks that hold a part of it; unfactored moments on the way."""
+    for flat in state.sums.values():
+        flat.zero_()
+    for part in state.parts:
+        m = part.matrices
+        passes.add_squares_(part.sums_2U, m.weights_BRC, m.grad_BRC, m.rows_BR, m.cols_BC)
+    for plain in state.plain:
+        passes.add_moments_(plain.second_N, plain.sums_21, plain.weights_N, plain.grad_N, step.decay)
+    state.plan.sums.sum_(state.sums)
 
 
-def _sums_of_squares(state: _BucketState, updates: Tensor) -> Flats:
-    """Of each unit's update and parameter, over all ranks that hold a part of it."""
-    bucket = state.bucket
-    sums = state.sums.zeros(bucket.master)
-    for parameter in state.parameters:
-        sums_2U = parameter.sums.view(sums)
-        for piece in parameter.pieces:
-            for of_one_U, flat in zip(sums_2U, (updates, bucket.master), strict=True):
-                of_one_U[parameter.units(piece)] += parameter.by_unit(piece, flat).square().sum(1)
-    state.sums.sum_(sums)
-    return sums
+def _apply(passes: Passes, state: _BucketState, step: Step) -> None:
+    """Clip updates and scale them by the parameters' root mean squares: scales take the place of the updates' sums."""
+    for axes, sums_2U in state.sums.items():
+        sums_2U[0] = scales(sums_2U, state.elements[axes], step)
+    for part in state.parts:
+        m = part.matrices
+        passes.apply_(m.weights_BRC, m.grad_BRC, m.rows_BR, m.cols_BC, part.sums_2U[0])
+    for plain in state.plain:
+        passes.apply_moments_(plain.weights_N, plain.grad_N, plain.second_N, plain.sums_21[0])
 
 
-def _state_of(name: str, state: _BucketState, means: Means) -> StateTensor:
+def _state_of(name: str, state: _BucketState, means: Means, flats: Flats) -> StateTensor:
     """Means are the same on all ranks they were summed over, so that the first of them speaks."""
-    axes = state.bucket.axes
-    summed: list[bool] = [state.means.topology.axis(axis).first for axis in means.place.axes]
+    axes, topology = state.bucket.axes, state.plan.means.topology
+    summed: list[bool] = [topology.axis(axis).first for axis in means.place.axes]
     primary = axes.speaks and axes.data.first and all(summed)
-    view: Tensor = means.place.view(state.running)
+    view: Tensor = means.place.view(flats)
     return StateTensor(name, means.global_shape, means.box, view, primary)

@@ -20,9 +20,11 @@ from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.grid import AxisName
 from megaswitch.topology.topology import Topology
 
+# B matrices of R rows and C columns, U units
+
 AxisNames = tuple[AxisName, ...]
 Flats = dict[AxisNames, Tensor]
-"""One flat tensor for each set of axes that its numbers are summed over."""
+"""One flat tensor [..., numbers] for each set of axes that its numbers are summed over."""
 
 
 def factored_dims(spec: ParamSpec, rule: AdafactorRule, min_dim: int) -> tuple[int, int] | None:
@@ -57,8 +59,9 @@ class Place:
     shape: tuple[int, ...]
 
     def view(self, flats: Flats) -> Tensor:
-        """The tensor, of `shape`."""
-        return flats[self.axes][self.start : self.start + prod(self.shape)].view(self.shape)
+        """The tensor, [..., *shape]."""
+        run = flats[self.axes].narrow(-1, self.start, prod(self.shape))
+        return run.view(*run.shape[:-1], *self.shape)
 
 
 class Places:
@@ -75,9 +78,9 @@ class Places:
         self.sizes[axes] = place.start + prod(place.shape)
         return place
 
-    def zeros(self, like: Tensor) -> Flats:
-        """Zeros for all places."""
-        return {axes: like.new_zeros(size) for axes, size in self.sizes.items()}
+    def zeros(self, like: Tensor, *leading: int) -> Flats:
+        """Zeros for all places, of the type and on the device of `like`."""
+        return {axes: like.new_zeros((*leading, size)) for axes, size in self.sizes.items()}
 
     def sum_(self, flats: Flats) -> None:
         """Sum over each flat tensor's axes: one all-reduce an axis and set of axes."""
@@ -88,9 +91,13 @@ class Places:
 
 @dataclass(frozen=True)
 class Means:
-    """Running means of a parameter's squared gradients over dimension `over`, which their shape leaves out."""
+    """Running means of a parameter's squared gradients over dimension `over`, which their shape leaves out; `kept` is
+    where in that shape the other factored dimension is."""
 
     over: int
+    kept: int
+    length: int
+    """Of the dimension that they are means over."""
     global_shape: tuple[int, ...]
     box: Box
     """This rank's part of `global_shape`."""
@@ -101,21 +108,30 @@ class Means:
         offset, shape = _without(self.over, piece.box.offset), _without(self.over, piece.box.shape)
         return tuple(slice(o - b, o - b + n) for o, b, n in zip(offset, self.box.offset, shape, strict=True))
 
+    def lines(self, flats: Flats, piece: Piece | None = None) -> Tensor:
+        """Those of a piece, or all of this rank's: [B, R or C]."""
+        view = self.place.view(flats)
+        lines = (view if piece is None else view[self.of(piece)]).movedim(self.kept, -1)
+        return lines if lines.dim() > 1 else lines.unsqueeze(0)
+
 
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a bucket: its pieces in this rank's segment, its means, and its units' sums of squares.
 
-    `rows` are means over the later factored dimension and `cols` over the earlier, both None when not factored;
-    `sums` is [2, units of this rank]: squares of the update and of the parameter.
+    `factored` are means over the later factored dimension and over the earlier, None when it is not factored; `sums` is
+    a number for each unit of this rank. A parameter that is `alone` shares no statistic with another rank, and its
+    units are its matrices, which lie here one after the other.
     """
 
     entry: Entry
     pieces: list[Piece]
+    dims: tuple[int, int] | None
     factored: tuple[Means, Means] | None
     sums: Place
     unit_elements: int
     by_expert: bool
+    alone: bool
 
     def units(self, piece: Piece) -> slice:
         """The units, of this rank's, that a piece belongs to."""
@@ -124,34 +140,50 @@ class Parameter:
         first = piece.box.offset[0] - self.entry.box.offset[0]
         return slice(first, first + piece.box.shape[0])
 
-    def by_unit(self, piece: Piece, segment: Tensor) -> Tensor:
-        """A piece of a flat tensor of the segment's size as [units of the piece, elements]."""
-        run = segment[piece.start : piece.stop]
-        return run.view(piece.box.shape[0] if self.by_expert else 1, -1)
+    def matrices(self, piece: Piece, segment: Tensor) -> Tensor:
+        """A piece of a flat tensor of the segment's size as matrices of the factored dimensions, [B, R, C]."""
+        assert self.dims is not None
+        view = piece.view(segment).movedim(self.dims, (-2, -1))
+        return view if view.dim() > 2 else view.unsqueeze(0)
 
 
-def plan_parameters(bucket: Bucket, config: OptimConfig, means: Places, sums: Places) -> list[Parameter]:
-    """The bucket's parameters, with places for their statistics."""
-    return [_plan(bucket, entry, config, means, sums) for entry in bucket.entries]
+@dataclass(frozen=True)
+class Plan:
+    """A bucket's parameters, and the places for what they sum over ranks and for what they keep `own`."""
+
+    parameters: list[Parameter]
+    means: Places
+    sums: Places
+    own: Places
 
 
-def _plan(bucket: Bucket, entry: Entry, config: OptimConfig, means: Places, sums: Places) -> Parameter:
+def plan_parameters(bucket: Bucket, config: OptimConfig, topology: Topology) -> Plan:
+    """How a bucket's parameters are updated."""
+    plan = Plan([], Places(topology), Places(topology), Places(topology))
+    plan.parameters.extend(_plan(bucket, entry, config, plan) for entry in bucket.entries)
+    return plan
+
+
+def _plan(bucket: Bucket, entry: Entry, config: OptimConfig, plan: Plan) -> Parameter:
     spec, rule = entry.spec, config.adafactor_rule
     divided: AxisNames = (bucket.kind.data_axis,) if bucket.axes.divided else ()
     by_expert = unit_is_expert(spec, rule)
     dims = factored_dims(spec, rule, config.min_dim_to_factor)
-    factored = None
-    if dims is not None:
-        axes = divided + tuple(axis for axis, dim in spec.shards if dim in dims)
-        factored = (_means(entry, dims, 1, axes, means), _means(entry, dims, 0, axes, means))
-    axes = divided + tuple(axis for axis, dim in spec.shards if not (by_expert and dim == 0))
+    over_means = divided + tuple(axis for axis, dim in spec.shards if dims is not None and dim in dims)
+    over_units = divided + tuple(axis for axis, dim in spec.shards if not (by_expert and dim == 0))
+    matrices = dims is not None and (by_expert or len(spec.shape) == 2)
+    alone = matrices and not any(plan.own.topology.axis(axis).size > 1 for axis in (*over_means, *over_units))
+    places = plan.own if alone else plan.means
+    factored = dims and (_means(entry, dims, 1, over_means, places), _means(entry, dims, 0, over_means, places))
     return Parameter(
         entry=entry,
         pieces=[piece for piece in bucket.pieces if piece.entry is entry],
+        dims=dims,
         factored=factored,
-        sums=sums.take(axes, (2, entry.box.shape[0] if by_expert else 1)),
+        sums=plan.sums.take(over_units, (entry.box.shape[0] if by_expert else 1,)),
         unit_elements=spec.size // spec.shape[0] if by_expert else spec.size,
         by_expert=by_expert,
+        alone=alone,
     )
 
 
@@ -160,7 +192,8 @@ def _means(entry: Entry, dims: tuple[int, int], which: int, axes: AxisNames, pla
     offset = tuple(0 if d in dims else start for d, start in enumerate(entry.box.offset))
     shape = tuple(whole[d] if d in dims else size for d, size in enumerate(entry.box.shape))
     box = Box(_without(over, offset), _without(over, shape))
-    return Means(over, _without(over, whole), box, places.take(axes, box.shape))
+    kept = dims[0] if which == 1 else dims[1] - 1  # the later one moves up by the one left out
+    return Means(over, kept, whole[over], _without(over, whole), box, places.take(axes, box.shape))
 
 
 def _without(dim: int, numbers: Sequence[int]) -> tuple[int, ...]:

@@ -99,4 +99,4 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
     chunks = [Stage(config.model, units, buckets.params, topology, first_sentinel, dtype) for units in own]
     mailbox = Mailbox(pp, make_channels(pp, CHANNELS, timeout))
     executor = Executor(config.model, chunks, cuts, topology, buckets, mailbox, v_placement=layout.v_placement)
-    return System(config, topology, buckets, executor, ops, make_optimizer(buckets, config.optim))
+    return System(config, topology, buckets, executor, ops, make_optimizer(buckets, config.optim, ops))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from megaswitch.ops.registry import choose_ops
 from megaswitch.optim.adafactor import Adafactor, second_moment_decay
 from megaswitch.optim.adafactor_statistics import factored_dims
 from megaswitch.optim.buckets import Buckets
@@ -21,7 +22,7 @@ def largest_share(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
-def adafactor(vector, rule: str, scaled: bool) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def adafactor(vector, rule: str, scaled: bool, backend: str) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """The parameter after each step, and the optimizer's state after the last."""
     shape = vector["p0"].shape
     spec = ParamSpec("p", shape, Init("ones"), "attn", expert=len(shape) == 3)
@@ -31,7 +32,7 @@ def adafactor(vector, rule: str, scaled: bool) -> tuple[list[np.ndarray], dict[s
     buckets.params["p"].data.copy_(torch.from_numpy(vector["p0"]))
     min_dim = int(vector["min_dim"])
     config = OptimConfig(adafactor_rule=rule, min_dim_to_factor=min_dim, multiply_by_parameter_scale=scaled)
-    optimizer, after = Adafactor(buckets, config), []
+    optimizer, after = Adafactor(buckets, config, choose_ops(backend, torch.device("cpu"))), []
     for step, grad in enumerate(vector["grads"], start=1):
         bucket.grads.zero_()
         bucket.grads[: grad.size].copy_(torch.from_numpy(grad).flatten())
@@ -41,12 +42,13 @@ def adafactor(vector, rule: str, scaled: bool) -> tuple[list[np.ndarray], dict[s
     return after, {t.name: t.view.numpy() for t in optimizer.state()}
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "unscaled"])
 @pytest.mark.parametrize("rule", ["t5x", "mtf"])
 @pytest.mark.parametrize("name", TENSORS)
-def test_adafactor(golden, name, rule, scaled):
+def test_adafactor(golden, name, rule, scaled, backend):
     vector, key = golden(f"adafactor_{name}"), f"{rule}_{'scaled' if scaled else 'unscaled'}_p"
-    after, state = adafactor(vector, rule, scaled)
+    after, state = adafactor(vector, rule, scaled, backend)
     assert largest_share(vector[key], after[-1]) < tolerance(vector[key])
     if f"{key}_step1" in vector:
         assert largest_share(vector[f"{key}_step1"], after[0]) < 1e-14

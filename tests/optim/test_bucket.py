@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.model.transformer import alone
+from megaswitch.ops.ops import Ops
 from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind, types_for
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
@@ -103,7 +104,7 @@ def test_narrow_gradients_are_summed_in_float32(dtype):
 def test_masters_move_when_bf16_weights_do_not(name):
     """Steps of 1e-3 are under half of bf16's spacing at 1; they are not lost but add up."""
     buckets = buckets_of(torch.bfloat16)
-    optimizer = make_optimizer(buckets, OptimConfig(name=name))
+    optimizer = make_optimizer(buckets, OptimConfig(name=name), Ops())
     weights = []
     for step in range(1, 9):
         for bucket in buckets.buckets:

@@ -15,6 +15,7 @@ from parity.harness import Slices, distance, slices_of, whole
 from torch import Tensor
 
 from megaswitch.model.transformer import alone
+from megaswitch.ops.registry import choose_ops
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.clip import clip_, gradient_norm
 from megaswitch.optim.config import OptimConfig
@@ -100,7 +101,7 @@ def run(topology: Topology, config: OptimConfig, zero: bool, clip: float = 0.0) 
     """Some steps from the same weights with this rank's parts of the same gradients."""
     buckets = Buckets(SPECS, OWNERS, topology, torch.float64, zero=zero, bucket_elements=150)
     buckets.initialise(7)
-    optimizer, norms = make_optimizer(buckets, config), []
+    optimizer, norms = make_optimizer(buckets, config, choose_ops("auto", CPU)), []
     for step in range(1, STEPS + 1):
         buckets.zero_grad()
         for name, parameter in buckets.params.items():

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform
@@ -21,4 +22,5 @@ def cpp_ops(kernels: Any) -> Ops:
         features_uniform=partial(features_uniform, kernels),
         cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
         cross_entropy_gradient_=partial(cross_entropy_gradient_, kernels),
+        adafactor=passes(kernels),
     )
