@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
-from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
+from megaswitch.ops.reference.router import Routed, route_top1
+from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class Ops:
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient_: the losses' gradient, in the logits' place.
+        route_top1: softmax, choice and gate, and sums of probabilities for the auxiliary losses.
+        queue: positions in the queues of experts.
+        count_choices: tokens of each expert.
+        lane_order: the order of tokens by expert.
         attention: softmax attention with the biases of relative positions.
-        adafactor: the optimizer's passes over gradients and weights.
     """
 
     name: str = "reference"
@@ -36,8 +40,11 @@ class Ops:
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient_: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] = cross_entropy_gradient_
+    route_top1: Callable[[Tensor, Tensor | None, Tensor, Tensor, int], Routed] = route_top1
+    queue: Callable[[Tensor, int], Queues] = queue
+    count_choices: Callable[[Tensor, int], Tensor] = count_choices
+    lane_order: Callable[[Tensor, int], Order] = lane_order
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
-    adafactor: Passes = PASSES
 
     def replaced(self) -> list[str]:
         """Names of the operations that are not plain torch's."""

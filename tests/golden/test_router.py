@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from golden.routing import combine, logits_of, planned
+from golden.routing import combine, each_alone, logits_of, places, planned
 from torch import Tensor
 
 from megaswitch.layers.moe.losses import balance_loss, router_z_loss
@@ -36,24 +36,20 @@ def quiet() -> SimpleNamespace:
     return SimpleNamespace(training=False)
 
 
-def groups_of(shape: torch.Size) -> Tensor:
-    return torch.arange(shape[0]).repeat_interleave(shape[1])
-
-
 @pytest.mark.parametrize("name", SWITCH)
 def test_switch_top1(golden, name):
     vector = golden(f"router_switch_{name}")
     logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
     np.testing.assert_allclose(logits_GSE, vector["logits"], rtol=1e-12, atol=1e-14)
     shape = logits_GSE.shape[:2]
-    choice = pick(logits_GSE.flatten(0, 1))
-    plan, _ = planned(choice, shape, capacity)
-    np.testing.assert_allclose(choice.probs_TE.view(vector["probs"].shape), vector["probs"], rtol=1e-12)
+    choice = pick(logits_GSE.flatten(0, 1), each_alone(shape.numel()))
+    plan, _ = planned(choice, shape, capacity, logits_GSE.shape[2])
+    np.testing.assert_allclose(choice.balance[0].probs_GE.view(vector["probs"].shape), vector["probs"], rtol=1e-12)
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
     np.testing.assert_allclose(choice.gate_TK.view(shape), vector["gate"], rtol=1e-12)
     np.testing.assert_array_equal(plan.position_GSK[..., 0], vector["position"])
     np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
-    table = combine(choice, plan, capacity)
+    table = combine(choice, plan, capacity, logits_GSE.shape[2])
     np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
     np.testing.assert_array_equal(table > 0, vector["dispatch"] > 0)
 
@@ -63,9 +59,9 @@ def test_losses_and_their_gradients(golden, name):
     vector = golden(f"router_switch_{name}")
     logits_TE = torch.from_numpy(vector["logits"]).flatten(0, 1).requires_grad_()
     shape = vector["index"].shape
-    choice = pick(logits_TE)
-    _, count_GKE = planned(choice, shape, int(vector["capacity"]))
-    tokens = Tokens(groups_of(shape), torch.ones(logits_TE.shape[0], dtype=torch.bool), count_GKE)
+    choice = pick(logits_TE, places(shape))
+    _, count_GKE = planned(choice, shape, int(vector["capacity"]), logits_TE.shape[1])
+    tokens = Tokens(*places(shape)[:2], count_GKE)
     aux = aux_loss(choice, tokens, ALONE).own / shape[0]
     z = router_z_loss(choice.log_z_T, *tokens[:2], count_GKE[:, 0]) / shape[0]
     np.testing.assert_allclose(aux.item(), vector["aux"], rtol=1e-12)
@@ -80,12 +76,13 @@ def test_padding_is_not_routed_and_not_counted(golden):
     vector = golden("router_switch_padding")
     logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
     real_GS, shape = torch.from_numpy(vector["importance"] == 1), logits_GSE.shape[:2]
-    choice = pick(logits_GSE.flatten(0, 1))
-    plan, count_GKE = planned(choice, shape, capacity, real_GS)
+    experts = logits_GSE.shape[2]
+    choice = pick(logits_GSE.flatten(0, 1), places(shape, real_GS))
+    plan, count_GKE = planned(choice, shape, capacity, experts, real_GS)
     np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
-    table = combine(choice, plan, capacity)
+    table = combine(choice, plan, capacity, logits_GSE.shape[2])
     np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
-    aux = balance_loss(choice.probs_TE, groups_of(shape), real_GS.flatten(), count_GKE[:, 0]) / shape[0]
+    aux = balance_loss(choice.balance[0].probs_GE, count_GKE[:, 0]) / shape[0]
     np.testing.assert_allclose(aux.item(), vector["aux_clean"], rtol=1e-12)
 
 
@@ -95,17 +92,17 @@ def test_batch_prioritised_routing(golden):
     shape = logits_GSE.shape[:2]
     config = ModelConfig(num_experts=logits_GSE.shape[2], router_priority="probability")
     assert config.router_priority == "probability"
-    choice = pick(logits_GSE.flatten(0, 1))
-    choice = choice._replace(priority_T=choice.probs_TE.amax(-1))
-    plan, count_GKE = planned(choice, shape, capacity)
+    choice = pick(logits_GSE.flatten(0, 1), places(shape))
+    choice = choice._replace(priority_T=choice.gate_TK[:, 0])
+    plan, count_GKE = planned(choice, shape, capacity, logits_GSE.shape[2])
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
     np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
-    table = combine(choice, plan, capacity)
+    table = combine(choice, plan, capacity, logits_GSE.shape[2])
     np.testing.assert_allclose(table, vector["combine"], rtol=1e-12, atol=1e-15)
     np.testing.assert_array_equal(table > 0, vector["dispatch"] > 0)
     order = torch.sort(choice.priority_T.view(shape), dim=1, descending=True, stable=True).indices
     np.testing.assert_array_equal(order, vector["order"])
-    tokens = Tokens(groups_of(shape), torch.ones(shape.numel(), dtype=torch.bool), count_GKE)
+    tokens = Tokens(*places(shape)[:2], count_GKE)
     np.testing.assert_allclose(aux_loss(choice, tokens, ALONE).share.item() / shape[0], vector["aux"], rtol=1e-12)
 
 
@@ -114,23 +111,27 @@ def test_selective_precision(golden):
     x_TD = torch.from_numpy(vector["x_bf16_as_f32"]).to(torch.bfloat16).flatten(0, 1)
     w_DE, shape, capacity = torch.from_numpy(vector["W"]), vector["index"].shape, int(vector["capacity"])
     config = ModelConfig(num_experts=w_DE.shape[1])
-    choice = route(x_TD, w_DE, None, config, quiet())
-    assert choice.probs_TE.dtype == torch.float32
-    np.testing.assert_allclose(choice.probs_TE.view(vector["probs_f32"].shape), vector["probs_f32"], atol=1e-6)
+    choice = route(x_TD, w_DE, None, config, quiet(), each_alone(len(x_TD)))
+    probs_TE = choice.balance[0].probs_GE
+    assert probs_TE.dtype == torch.float32
+    np.testing.assert_allclose(probs_TE.view(vector["probs_f32"].shape), vector["probs_f32"], atol=1e-6)
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
-    plan, _ = planned(choice, torch.Size(shape), capacity)
+    plan, _ = planned(choice, torch.Size(shape), capacity, w_DE.shape[1])
     np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
     narrow_gates = choice._replace(gate_TK=choice.gate_TK.to(torch.bfloat16).float())
-    np.testing.assert_allclose(combine(narrow_gates, plan, capacity), vector["combine_bf16_as_f32"], rtol=1e-2)
+    table = combine(narrow_gates, plan, capacity, w_DE.shape[1])
+    np.testing.assert_allclose(table, vector["combine_bf16_as_f32"], rtol=1e-2)
 
 
 def test_the_narrow_router_is_what_selective_precision_avoids(golden):
     vector = golden("router_selective_precision")
     x_TD = torch.from_numpy(vector["x_bf16_as_f32"]).to(torch.bfloat16).flatten(0, 1)
     w_DE = torch.from_numpy(vector["W"])
-    choice = route(x_TD, w_DE, None, ModelConfig(num_experts=w_DE.shape[1], router_dtype="narrow"), quiet())
-    assert choice.probs_TE.dtype == torch.bfloat16
-    probs = choice.probs_TE.float().view(vector["probs_bf16_path"].shape)
+    config = ModelConfig(num_experts=w_DE.shape[1], router_dtype="narrow")
+    choice = route(x_TD, w_DE, None, config, quiet(), each_alone(len(x_TD)))
+    probs_TE = choice.balance[0].probs_GE
+    assert probs_TE.dtype == torch.bfloat16
+    probs = probs_TE.float().view(vector["probs_bf16_path"].shape)
     np.testing.assert_allclose(probs, vector["probs_bf16_path"], rtol=2**-6, atol=2**-8)  # a few units of bf16
     assert np.abs(probs.numpy() - vector["probs_f32"]).max() > 1e-4
 
@@ -148,10 +149,11 @@ def test_exploration(golden, name, options):
     x_GSD, w_DE, capacity = torch.from_numpy(vector["x"]), torch.from_numpy(vector["W"]), int(vector["capacity"])
     shape = x_GSD.shape[:2]
     config = ModelConfig(num_experts=w_DE.shape[1], **options(vector))
-    choice = route(x_GSD.flatten(0, 1), w_DE, None, config, Given(vector[f"{name}_uniform"]))
+    choice = route(x_GSD.flatten(0, 1), w_DE, None, config, Given(vector[f"{name}_uniform"]), places(x_GSD.shape[:2]))
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector[f"{name}_index"])
     np.testing.assert_allclose(choice.gate_TK.view(shape), vector[f"{name}_gate"], rtol=1e-12)
-    plan, _ = planned(choice, shape, capacity)
-    np.testing.assert_allclose(combine(choice, plan, capacity), vector[f"{name}_combine"], rtol=1e-12, atol=1e-15)
-    still = route(x_GSD.flatten(0, 1), w_DE, None, config, quiet())
+    plan, _ = planned(choice, shape, capacity, w_DE.shape[1])
+    table = combine(choice, plan, capacity, w_DE.shape[1])
+    np.testing.assert_allclose(table, vector[f"{name}_combine"], rtol=1e-12, atol=1e-15)
+    still = route(x_GSD.flatten(0, 1), w_DE, None, config, quiet(), places(x_GSD.shape[:2]))
     assert not torch.equal(still.gate_TK, choice.gate_TK), "exploration is for training alone"

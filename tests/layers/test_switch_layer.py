@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megaswitch.layers.context import Context
+from megaswitch.layers.moe.choice import Places
 from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
 from megaswitch.layers.moe.losses import attach, balance_loss, router_z_loss
 from megaswitch.layers.moe.routers.switch import pick
@@ -182,13 +183,12 @@ def test_evaluation_has_its_own_capacity_and_no_losses():
 
 def losses_at_the_top(config: ModelConfig, x_BLD: Tensor, routed_BL: Tensor, router: Tensor) -> Tensor:
     """Both auxiliary losses with their coefficients, from nothing but the router."""
-    choice = pick(x_BLD.flatten(0, 1) @ router)
+    places = Places(torch.arange(BATCH).repeat_interleave(LENGTH), routed_BL.flatten(), BATCH)
+    choice = pick(x_BLD.flatten(0, 1) @ router, places)
     index_GS = torch.where(routed_BL, choice.index_TK.view_as(routed_BL), -1)
     count_GE = torch.stack([torch.bincount(row[row >= 0], minlength=config.num_experts) for row in index_GS])
-    group_T = torch.arange(BATCH).repeat_interleave(LENGTH)
-    real_T = routed_BL.flatten()
-    aux = balance_loss(choice.probs_TE, group_T, real_T, count_GE) / BATCH
-    z = router_z_loss(choice.log_z_T, group_T, real_T, count_GE) / BATCH
+    aux = balance_loss(choice.balance[0].probs_GE, count_GE) / BATCH
+    z = router_z_loss(choice.log_z_T, places.group_T, places.real_T, count_GE) / BATCH
     return config.aux_loss_coef * aux + config.router_z_loss_coef * z
 
 
@@ -226,18 +226,16 @@ def test_attach_adds_a_scaled_loss_to_the_objective(scale):
 
 
 def uniform_router(num_experts: int) -> tuple[Tensor, Tensor]:
-    """Balanced choices under even probabilities: [E tokens, E] and each expert once."""
-    return torch.full((num_experts, num_experts), 1.0 / num_experts), torch.ones(1, num_experts, dtype=torch.int64)
+    """Balanced choices of E tokens under even probabilities: their sums, and each expert once."""
+    return torch.ones(1, num_experts), torch.ones(1, num_experts, dtype=torch.int64)
 
 
 def test_the_balance_loss_is_1_when_all_are_wanted_alike_and_at_most_the_number_of_experts():
     probs, count = uniform_router(4)
-    group, real = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
-    assert balance_loss(probs, group, real, count).item() == pytest.approx(1.0)
-    one = torch.zeros(4, 4)
-    one[:, 2] = 1.0
-    assert balance_loss(one, group, real, torch.tensor([[0, 0, 4, 0]])).item() == pytest.approx(4.0)
-    assert balance_loss(probs, group, ~real, count * 0).item() == 0.0
+    assert balance_loss(probs, count).item() == pytest.approx(1.0)
+    one = torch.tensor([[0.0, 0.0, 4.0, 0.0]])
+    assert balance_loss(one, one.long()).item() == pytest.approx(4.0)
+    assert balance_loss(probs * 0, count * 0).item() == 0.0, "a group of padding"
 
 
 def own_part(x: Tensor, grid: Grid, topology: Topology) -> Tensor:

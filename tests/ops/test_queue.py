@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaswitch.layers.moe.plan import count_choices, make_plan
-from megaswitch.ops.reference.routing import queue
+from megaswitch.layers.moe.plan import make_plan
+from megaswitch.ops.reference.routing import count_choices, queue
 
 
 @st.composite

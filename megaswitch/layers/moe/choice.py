@@ -1,6 +1,6 @@
 """What a router says of each token: the one type that all routers return and that the rest of the layer reads.
 
-T local tokens, E experts, K choices a token.
+T local tokens, G groups, E experts, K choices a token.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,22 @@ from torch import Tensor
 UNROUTED = -1
 
 
+class Places(NamedTuple):
+    """Where tokens belong: `group_T`, the routing group of each (int64, 0 to `num_groups` - 1); `real_T`, whether it is
+    routed."""
+
+    group_T: Tensor
+    real_T: Tensor
+    num_groups: int
+
+
 class Balance(NamedTuple):
     """A share of the load-balancing loss: `weight` x E x sum_i f_i P_i, with f of the choices of one round and P
-    the mean of `probs_TE`."""
+    from `probs_GE`, the sums of probabilities over each group's real tokens here."""
 
     round: int
     weight: float
-    probs_TE: Tensor
+    probs_GE: Tensor
 
 
 class Smooth(NamedTuple):
@@ -34,15 +43,15 @@ class Choice(NamedTuple):
     `index_TK` is the expert of each choice; `wanted_TK` whether it is to be used (a second choice may be named,
     and counted by the balance loss, without being wanted); `gate_TK` multiplies the expert's output;
     `priority_T` orders tokens for slots where order is not by position; `exclusive` says that a token is served
-    by its first choice that has a slot; `probs_TE` are the router's probabilities, `log_z_T` the log sum exp of
-    its logits.
+    by its first choice that has a slot; `log_z_T` is the log sum exp of the router's logits, `entropy_T` that of its
+    probabilities (without gradient).
     """
 
     index_TK: Tensor
     wanted_TK: Tensor
     gate_TK: Tensor
-    probs_TE: Tensor
     log_z_T: Tensor
+    entropy_T: Tensor
     balance: tuple[Balance, ...] = ()
     smooth: Smooth | None = None
     priority_T: Tensor | None = None

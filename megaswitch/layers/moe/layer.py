@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from megaswitch.comm.collectives import all_gather, own_part
 from megaswitch.comm.functions import Arriving, concat_along, gather_along, scatter_along, split_along
 from megaswitch.layers.context import Context
-from megaswitch.layers.moe.choice import Choice, encode, named_index, wanted_index
+from megaswitch.layers.moe.choice import Choice, Places, encode, named_index, wanted_index
 from megaswitch.layers.moe.dispatch import Route, make_route
 from megaswitch.layers.moe.experts import FEED_FORWARD, Experts, expert_specs
 from megaswitch.layers.moe.losses import attach
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.layers.moe.padded import make_padded_route
-from megaswitch.layers.moe.plan import count_choices, make_plan
+from megaswitch.layers.moe.plan import make_plan
 from megaswitch.layers.moe.router import Router, router_specs
 from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
 from megaswitch.model.config import ModelConfig, Stack
@@ -94,8 +94,10 @@ class SwitchLayer(nn.Module):
         tp, split = self.topology.tp, self.topology.sequence_parallel
         x_BlD = x_BLD if split else split_along(x_BLD, tp, 1)
         routed_Bl = own_part(routed_BL, tp, 1)
-        choice = self.router(x_BlD.flatten(0, 1), Noise(ctx, self.name, x_BlD.shape[1]), ctx.work)
-        decided = self._decide(choice, routed_Bl, ctx)
+        places = self._places(routed_Bl)
+        noise = Noise(ctx, self.name, x_BlD.shape[1])
+        choice = self.router(x_BlD.flatten(0, 1), noise, places, ctx.work, ctx.ops)
+        decided = self._decide(choice, routed_Bl, places, ctx)
         travelling = self._send(x_BlD, decided, ctx)
         losses = self._losses(choice, decided, ctx)  # while the tokens travel
         gate_BlK = torch.where(decided.kept_BlK, choice.gate_TK.view_as(decided.kept_BlK), 0.0)
@@ -106,7 +108,14 @@ class SwitchLayer(nn.Module):
             y_BlD = attach(y_BlD, loss, weight)
         return (y_BlD if split else concat_along(y_BlD, tp, 1)), losses.numbers
 
-    def _decide(self, choice: Choice, routed_Bl: Tensor, ctx: Context) -> _Decided:
+    def _places(self, routed_Bl: Tensor) -> Places:
+        """The groups of this rank's tokens."""
+        batch, length = routed_Bl.shape
+        size = self._group_size(batch)
+        group_B = torch.arange(batch, device=routed_Bl.device) // size
+        return Places(group_B.repeat_interleave(length), routed_Bl.flatten(), batch // size)
+
+    def _decide(self, choice: Choice, routed_Bl: Tensor, places: Places, ctx: Context) -> _Decided:
         """Gather the choices over tp, plan whole groups, and cut out this rank's part."""
         tp, experts = self.topology.tp, self.config.num_experts
         shape = (*routed_Bl.shape, -1)
@@ -122,13 +131,10 @@ class SwitchLayer(nn.Module):
             capacity,
             priority_GS=self._priorities(choice, routed_Bl, code_GSK.shape[:2]),
             exclusive=choice.exclusive,
+            ops=ctx.ops,
         )
-        group_B = torch.arange(batch, device=code_BLK.device) // size
-        tokens = Tokens(
-            group_T=group_B.repeat_interleave(routed_Bl.shape[1]),
-            real_T=routed_Bl.flatten(),
-            count_GKE=count_choices(named_index(code_GSK), experts),
-        )
+        count_GKE = ctx.ops.count_choices(named_index(code_GSK), experts)
+        tokens = Tokens(places.group_T, places.real_T, count_GKE)
         kept_BlK = own_part(plan.kept_GSK.view(batch, length, choices), tp, 1)
         slots = None if capacity is None else capacity * (batch // size)
         return _Decided(wanted_index(code_BlK), kept_BlK, tokens, slots)
@@ -188,5 +194,5 @@ class SwitchLayer(nn.Module):
         z = z_loss(choice, decided.tokens)
         attached = [(aux.own / groups, config.aux_loss_weight), (z / groups, config.router_z_loss_coef)]
         decisions = (decided.index_BlK, decided.kept_BlK, decided.tokens)
-        numbers = statistics(aux.share / groups, z / groups, choice, *decisions)
+        numbers = statistics(aux.share / groups, z / groups, choice, *decisions, ctx.ops)
         return _Losses([pair for pair in attached if pair[1]] if ctx.training else [], numbers)

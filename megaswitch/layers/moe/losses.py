@@ -14,18 +14,17 @@ from megaswitch.topology.topology import Axis
 _LEAST = 1e-10
 
 
-def balance_loss(probs_TE: Tensor, group_T: Tensor, real_T: Tensor, count_GE: Tensor) -> Tensor:
+def balance_loss(probs_GE: Tensor, count_GE: Tensor) -> Tensor:
     """This rank's share of sum over its groups of E * sum_i f_i P_i (paper equations 4-6).
 
     f_i is the share of the group's real tokens that chose expert i before any was dropped; P_i the mean over
-    the group's real tokens of the probability of i, of which this rank adds its own tokens' part. `group_T`
-    is the group of each local token. f carries no gradient. A group of padding adds 0.
+    the group's real tokens of the probability of i, of which this rank adds its own tokens' part: `probs_GE` are
+    the sums over its real tokens. f carries no gradient. A group of padding adds 0.
     """
     num_experts = count_GE.shape[1]
-    tokens_G = count_GE.sum(1).clamp(min=1).to(probs_TE.dtype)
-    f_GE = count_GE.to(probs_TE.dtype) / tokens_G.unsqueeze(1)
-    weight_GE = f_GE * (num_experts / tokens_G).unsqueeze(1)
-    return (probs_TE * weight_GE[group_T] * real_T.unsqueeze(1)).sum()
+    tokens_G = count_GE.sum(1).clamp(min=1).to(probs_GE.dtype)
+    f_GE = count_GE.to(probs_GE.dtype) / tokens_G.unsqueeze(1)
+    return (probs_GE * f_GE * (num_experts / tokens_G).unsqueeze(1)).sum()
 
 
 def router_z_loss(log_z_T: Tensor, group_T: Tensor, real_T: Tensor, count_GE: Tensor) -> Tensor:
@@ -42,11 +41,9 @@ def variation(total_GE: Tensor) -> Tensor:
     return variance_G / mean_G.square().clamp(min=_LEAST)
 
 
-def group_sums(values_TE: Tensor, group_T: Tensor, real_T: Tensor, num_groups: int, axis: Axis) -> Tensor:
-    """[G, E]: sums over all real tokens of each group, those of other ranks of `axis` included but without gradient:
-    each rank's gradient is the share of its own tokens."""
-    own_GE = values_TE.new_zeros(num_groups, values_TE.shape[1])
-    own_GE = own_GE.index_add(0, group_T, values_TE * real_T.unsqueeze(1))
+def whole_sums(own_GE: Tensor, axis: Axis) -> Tensor:
+    """[G, E]: sums over groups' own tokens here and on the other ranks of `axis`, these without gradient: each rank's
+    gradient is the share of its own tokens."""
     return own_GE + (all_reduce(own_GE.detach(), axis) - own_GE.detach())
 
 

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megaswitch.ops.reference.routing import Queues, queue
+from megaswitch.ops.ops import Ops
+from megaswitch.ops.reference.routing import Queues
+
+_BY_DEFINITION = Ops()
 
 
 class Plan(NamedTuple):
@@ -26,6 +29,7 @@ def make_plan(
     *,
     priority_GS: Tensor | None = None,
     exclusive: bool = False,
+    ops: Ops = _BY_DEFINITION,
 ) -> Plan:
     """The plan for tokens that want `index_GSK` (-1: nothing); no capacity keeps them all.
 
@@ -39,7 +43,7 @@ def make_plan(
         index_GS = index_GSK[..., round_]
         if exclusive and round_ > 0:
             index_GS = index_GS.masked_fill(served_GS, -1)
-        place_GS, count_GE = _queue(index_GS, num_experts, priority_GS)
+        place_GS, count_GE = _queue(index_GS, num_experts, priority_GS, ops)
         if round_ > 0:
             place_GS = place_GS + filled_GE.gather(1, index_GS.clamp(min=0))
         kept_GS = index_GS >= 0
@@ -53,21 +57,10 @@ def make_plan(
     return Plan(torch.stack(positions, -1), torch.stack(kepts, -1))
 
 
-def _queue(index_GS: Tensor, num_experts: int, priority_GS: Tensor | None) -> Queues:
-    """`queue`, in falling order of priority where there is one."""
+def _queue(index_GS: Tensor, num_experts: int, priority_GS: Tensor | None, ops: Ops) -> Queues:
+    """`ops.queue`, in falling order of priority where there is one."""
     if priority_GS is None:
-        return queue(index_GS, num_experts)
+        return ops.queue(index_GS, num_experts)
     order_GS = torch.sort(priority_GS, dim=1, descending=True, stable=True).indices
-    place_GS, count_GE = queue(index_GS.gather(1, order_GS), num_experts)
+    place_GS, count_GE = ops.queue(index_GS.gather(1, order_GS), num_experts)
     return Queues(torch.zeros_like(place_GS).scatter(1, order_GS, place_GS), count_GE)
-
-
-def count_choices(index_GSK: Tensor, num_experts: int) -> Tensor:
-    """[G, K, E] int64: tokens of each group that name each expert in each round (-1: none)."""
-    groups, _, rounds = index_GSK.shape
-    lane_GSK = torch.where(index_GSK < 0, num_experts, index_GSK)
-    group_G = torch.arange(groups, device=index_GSK.device)[:, None, None]
-    round_K = torch.arange(rounds, device=index_GSK.device)
-    lanes = num_experts + 1
-    key = ((group_G * rounds + round_K) * lanes + lane_GSK).flatten()
-    return torch.bincount(key, minlength=groups * rounds * lanes).view(groups, rounds, lanes)[..., :num_experts]

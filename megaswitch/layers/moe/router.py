@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megaswitch.layers import initial
-from megaswitch.layers.moe.choice import Choice
+from megaswitch.layers.moe.choice import Choice, Places
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.layers.moe.routers.noisy import noisy_top_k
 from megaswitch.layers.moe.routers.ntlb import no_token_left_behind
@@ -17,8 +17,11 @@ from megaswitch.layers.moe.routers.switch import switch
 from megaswitch.layers.moe.routers.top2 import top2
 from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.ops import Ops
 from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import at_least_float32
+
+_BY_DEFINITION = Ops()
 
 
 def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
@@ -49,7 +52,9 @@ def route(
     noise_DE: Tensor | None,
     config: ModelConfig,
     noise: Noise,
+    places: Places,
     work: WeightWork | None = None,
+    ops: Ops = _BY_DEFINITION,
 ) -> Choice:
     """Choices for tokens of any type, in the configured precision (paper 2.4).
 
@@ -64,13 +69,21 @@ def route(
     input_TD = disturb(x_TD.to(kind), config, noise)
     logits_TE = product(input_TD, w_DE, work).to(softmax)
     if config.router == "top2":
-        return top2(logits_TE, config, noise)
-    if config.router == "ntlb":
-        return no_token_left_behind(logits_TE, config)
-    if config.router == "noisy_topk":
+        choice = top2(logits_TE, places, config, noise)
+    elif config.router == "ntlb":
+        choice = no_token_left_behind(logits_TE, places, config)
+    elif config.router == "noisy_topk":
         assert noise_DE is not None
-        return noisy_top_k(logits_TE, product(input_TD, noise_DE, work).to(softmax), config, noise)
-    return switch(logits_TE, config, noise)
+        choice = noisy_top_k(logits_TE, product(input_TD, noise_DE, work).to(softmax), config, noise)
+    else:
+        choice = switch(logits_TE, places, config, noise, ops)
+    return choice if config.router_priority == "position" else choice._replace(priority_T=_priority(logits_TE))
+
+
+@torch.no_grad()
+def _priority(logits_TE: Tensor) -> Tensor:
+    """[T] float64: the greatest probability."""
+    return torch.softmax(logits_TE, -1).amax(-1).to(torch.float64)
 
 
 class Router(nn.Module):
@@ -81,8 +94,5 @@ class Router(nn.Module):
         self.config, self.weight_DE = config, params[name]
         self.noise_DE = params[f"{name}_noise"] if config.router == "noisy_topk" else None
 
-    def forward(self, x_TD: Tensor, noise: Noise, work: WeightWork) -> Choice:
-        choice = route(x_TD, self.weight_DE, self.noise_DE, self.config, noise, work)
-        if self.config.router_priority == "position":
-            return choice
-        return choice._replace(priority_T=choice.probs_TE.detach().amax(-1).to(torch.float64))
+    def forward(self, x_TD: Tensor, noise: Noise, places: Places, work: WeightWork, ops: Ops) -> Choice:
+        return route(x_TD, self.weight_DE, self.noise_DE, self.config, noise, places, work, ops)

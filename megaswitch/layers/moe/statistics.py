@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from megaswitch.layers.moe.choice import Choice, Smooth
-from megaswitch.layers.moe.losses import balance_loss, group_sums, router_z_loss, variation
+from megaswitch.layers.moe.losses import balance_loss, router_z_loss, variation, whole_sums
+from megaswitch.ops.ops import Ops
+from megaswitch.ops.reference.router import group_sums
 from megaswitch.topology.topology import Axis
 
 STATISTICS = ("aux", "z", "dropped", "routed", "entropy")
@@ -38,8 +40,7 @@ def aux_loss(choice: Choice, tokens: Tokens, tp: Axis) -> AuxLoss:
     if choice.smooth is not None:
         return _variation_loss(choice.smooth, tokens, tp)
     shares = [
-        b.weight * balance_loss(b.probs_TE, tokens.group_T, tokens.real_T, tokens.count_GKE[:, b.round])
-        for b in choice.balance
+        b.weight * balance_loss(b.probs_GE, tokens.count_GKE[:, b.round]) for b in choice.balance
     ]
     total = torch.stack(shares).sum()
     return AuxLoss(total, total)
@@ -49,7 +50,7 @@ def _variation_loss(smooth: Smooth, tokens: Tokens, tp: Axis) -> AuxLoss:
     """Squared coefficients of variation of importance and load (Shazeer 2017), of each whole group."""
     groups = tokens.count_GKE.shape[0]
     parts = [part for part in smooth if part is not None]
-    sums = [group_sums(part, tokens.group_T, tokens.real_T, groups, tp) for part in parts]
+    sums = [whole_sums(group_sums(part, tokens.group_T, tokens.real_T, groups), tp) for part in parts]
     total = torch.stack([variation(total_GE).sum() for total_GE in sums]).sum()
     return AuxLoss(total, total / tp.size)
 
@@ -61,15 +62,12 @@ def z_loss(choice: Choice, tokens: Tokens) -> Tensor:
 
 @torch.no_grad()
 def statistics(
-    aux: Tensor, z: Tensor, choice: Choice, index_BlK: Tensor, kept_BlK: Tensor, tokens: Tokens
+    aux: Tensor, z: Tensor, choice: Choice, index_BlK: Tensor, kept_BlK: Tensor, tokens: Tokens, ops: Ops
 ) -> Tensor:
     """[5 + E]: STATISTICS and the assignments that wanted each expert; every number is this rank's share of a sum
     over all ranks. A routed token is dropped when no expert serves it."""
-    probs_TE = choice.probs_TE
-    experts = probs_TE.shape[1]
-    entropy_T = -(probs_TE * probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()).sum(-1)
+    experts = tokens.count_GKE.shape[2]
     routed, served = tokens.real_T.sum(), kept_BlK.any(-1).sum()
-    numbers = [aux, z, routed - served, routed, (entropy_T * tokens.real_T).sum()]
-    lane = torch.where(index_BlK < 0, experts, index_BlK).flatten()
-    load_E = torch.bincount(lane, minlength=experts + 1)[:experts]
+    numbers = [aux, z, routed - served, routed, (choice.entropy_T * tokens.real_T).sum()]
+    load_E = ops.count_choices(index_BlK.view(1, -1, 1), experts).view(-1)
     return torch.cat([torch.stack([n.detach().to(aux.dtype) for n in numbers]), load_E.to(aux.dtype)])

@@ -22,7 +22,9 @@ def _gradient_shapes(logits: Tensor, target: Tensor, log_z: Tensor, grad: Tensor
 
 
 KERNELS = (
-    Kernel("cross_entropy_statistics", "(Tensor logits, Tensor target) -> (Tensor, Tensor, Tensor)", _statistics_shapes),
+    Kernel(
+        "cross_entropy_statistics", "(Tensor logits, Tensor target) -> (Tensor, Tensor, Tensor)", _statistics_shapes
+    ),
     Kernel(
         "cross_entropy_gradient_",
         "(Tensor(a!) logits, Tensor target, Tensor log_z, Tensor grad, float z_loss) -> ()",

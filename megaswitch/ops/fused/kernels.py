@@ -1,5 +1,12 @@
 """Every kernel that a library may implement."""
 
-from megaswitch.ops.fused import adafactor, attention, cross_entropy, dropout, rms_norm
+from megaswitch.ops.fused import attention, cross_entropy, dropout, rms_norm, router, routing
 
-KERNELS = (*rms_norm.KERNELS, *adafactor.KERNELS, *attention.KERNELS, *dropout.KERNELS, *cross_entropy.KERNELS)
+KERNELS = (
+    *rms_norm.KERNELS,
+    *attention.KERNELS,
+    *dropout.KERNELS,
+    *cross_entropy.KERNELS,
+    *router.KERNELS,
+    *routing.KERNELS,
+)

@@ -1,6 +1,6 @@
-"""Positions of tokens in the queues of their experts.
+"""Which tokens go to which expert: positions in queues, counts, and the order by expert.
 
-G routing groups, S tokens of a group, E experts.
+G routing groups, S tokens of a group, K choices a token, E experts, A rows, L lanes.
 """
 
 from typing import NamedTuple
@@ -29,3 +29,26 @@ def queue(index_GS: Tensor, num_experts: int) -> Queues:
     place = torch.arange(groups * tokens, device=key.device) - (count.cumsum(0) - count)[key[order]]
     position = torch.empty_like(place).index_copy_(0, order, place).view(groups, tokens)
     return Queues(position.masked_fill(index_GS < 0, 0), count.view(groups, lanes)[:, :num_experts])
+
+
+def count_choices(index_GSK: Tensor, num_experts: int) -> Tensor:
+    """[G, K, E] int64: tokens of each group that name each expert in each round (-1: none)."""
+    groups, _, rounds = index_GSK.shape
+    lane_GSK = torch.where(index_GSK < 0, num_experts, index_GSK)
+    group_G = torch.arange(groups, device=index_GSK.device)[:, None, None]
+    round_K = torch.arange(rounds, device=index_GSK.device)
+    lanes = num_experts + 1
+    key = ((group_G * rounds + round_K) * lanes + lane_GSK).flatten()
+    return torch.bincount(key, minlength=groups * rounds * lanes).view(groups, rounds, lanes)[..., :num_experts]
+
+
+class Order(NamedTuple):
+    """`order_A`: the rows sorted by lane, each lane's in their order; `count_L`: rows of each lane. int64."""
+
+    order_A: Tensor
+    count_L: Tensor
+
+
+def lane_order(lane_A: Tensor, lanes: int) -> Order:
+    """The stable order of rows by their lane, 0 to lanes - 1."""
+    return Order(torch.argsort(lane_A, stable=True), torch.bincount(lane_A, minlength=lanes))

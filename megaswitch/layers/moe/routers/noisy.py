@@ -13,6 +13,7 @@ from megaswitch.layers.moe.choice import Choice, Smooth
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.random import OPEN_INTERVAL
+from megaswitch.ops.reference.router import entropy
 
 
 def normal(uniform: Tensor) -> Tensor:
@@ -35,8 +36,8 @@ def pick_noisy(clean_TE: Tensor, raw_std_TE: Tensor, normal_TE: Tensor | None, c
         index_TK=index_TK,
         wanted_TK=torch.ones_like(index_TK, dtype=torch.bool),
         gate_TK=gate_TK,
-        probs_TE=torch.softmax(clean_TE, -1),
         log_z_T=torch.logsumexp(clean_TE, -1),
+        entropy_T=entropy(torch.softmax(clean_TE, -1)),
         smooth=Smooth(importance_TE, load_TE),
     )
 

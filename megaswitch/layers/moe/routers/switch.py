@@ -6,10 +6,13 @@ T local tokens, E experts.
 import torch
 from torch import Tensor
 
-from megaswitch.layers.moe.choice import Balance, Choice
+from megaswitch.layers.moe.choice import Balance, Choice, Places
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference.random import OPEN_INTERVAL
+
+_BY_DEFINITION = Ops()
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -17,24 +20,22 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform.clamp(*OPEN_INTERVAL)))
 
 
-def pick(logits_TE: Tensor, noise_TE: Tensor | None = None) -> Choice:
-    """The expert of greatest logit (the lowest on ties), after adding `noise_TE` where it is given; the gate is
-    that expert's probability without noise, not renormalised."""
-    probs_TE = torch.softmax(logits_TE, -1)
-    best_T = (probs_TE if noise_TE is None else logits_TE + noise_TE.to(logits_TE.dtype)).argmax(-1)
-    index_TK = best_T.unsqueeze(-1)
+def pick(logits_TE: Tensor, places: Places, noise_TE: Tensor | None = None, ops: Ops = _BY_DEFINITION) -> Choice:
+    """`ops.route_top1` as a choice."""
+    routed = ops.route_top1(logits_TE, noise_TE, *places)
+    index_TK = routed.index_T.unsqueeze(-1)
     return Choice(
         index_TK=index_TK,
         wanted_TK=torch.ones_like(index_TK, dtype=torch.bool),
-        gate_TK=probs_TE.gather(-1, index_TK),
-        probs_TE=probs_TE,
-        log_z_T=torch.logsumexp(logits_TE, -1),
-        balance=(Balance(0, 1.0, probs_TE),),
+        gate_TK=routed.gate_T.unsqueeze(-1),
+        log_z_T=routed.log_z_T,
+        entropy_T=routed.entropy_T,
+        balance=(Balance(0, 1.0, routed.probs_GE),),
     )
 
 
-def switch(logits_TE: Tensor, config: ModelConfig, noise: Noise) -> Choice:
+def switch(logits_TE: Tensor, places: Places, config: ModelConfig, noise: Noise, ops: Ops) -> Choice:
     """Top-1, or in training with `exploration` "sample" a draw from the softmax (appendix C)."""
-    if config.exploration == "sample" and noise.training:
-        return pick(logits_TE, gumbel(noise.uniform("sample", logits_TE.shape[1])))
-    return pick(logits_TE)
+    sampling = config.exploration == "sample" and noise.training
+    noise_TE = gumbel(noise.uniform("sample", logits_TE.shape[1])) if sampling else None
+    return pick(logits_TE, places, noise_TE, ops)

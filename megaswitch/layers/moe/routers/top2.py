@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megaswitch.layers.moe.choice import Balance, Choice
+from megaswitch.layers.moe.choice import Balance, Choice, Places
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.router import entropy, group_sums
 
 Policy = Literal["all", "none", "threshold", "random"]
 _EPSILON = 1e-9
@@ -29,7 +30,12 @@ def second_wanted(gate_T: Tensor, policy: Policy, threshold: float, uniform_T: T
 
 
 def pick_two(
-    logits_TE: Tensor, policy: Policy, threshold: float, second_place_loss: bool, uniform_T: Tensor | None
+    logits_TE: Tensor,
+    places: Places,
+    policy: Policy,
+    threshold: float,
+    second_place_loss: bool,
+    uniform_T: Tensor | None,
 ) -> Choice:
     """The two experts of greatest probability, gates normalised by their sum, before slots are given out. The
     balance loss counts first choices, and with `second_place_loss` half as much the second ones, whose
@@ -41,18 +47,22 @@ def pick_two(
     top_TK = probs_TE.gather(-1, index_TK)
     gate_TK = top_TK / (top_TK.sum(-1, keepdim=True) + _EPSILON)
     wanted_T = second_wanted(gate_TK[:, 1].detach(), policy, threshold, uniform_T)
-    second = Balance(1, _SECOND_WEIGHT, rest_TE / (rest_TE.sum(-1, keepdim=True) + _EPSILON))
+    balance = [Balance(0, 1.0, group_sums(probs_TE, *places))]
+    if second_place_loss:
+        normed_TE = rest_TE / (rest_TE.sum(-1, keepdim=True) + _EPSILON)
+        balance.append(Balance(1, _SECOND_WEIGHT, group_sums(normed_TE, *places)))
     return Choice(
         index_TK=index_TK,
         wanted_TK=torch.stack([torch.ones_like(wanted_T), wanted_T], -1),
         gate_TK=gate_TK,
-        probs_TE=probs_TE,
         log_z_T=torch.logsumexp(logits_TE, -1),
-        balance=(Balance(0, 1.0, probs_TE), second) if second_place_loss else (Balance(0, 1.0, probs_TE),),
+        entropy_T=entropy(probs_TE),
+        balance=tuple(balance),
     )
 
 
-def top2(logits_TE: Tensor, config: ModelConfig, noise: Noise) -> Choice:
+def top2(logits_TE: Tensor, places: Places, config: ModelConfig, noise: Noise) -> Choice:
     """Two experts a token by the configured policy."""
     uniform_T = noise.uniform("second", 1)[:, 0] if config.second_policy == "random" else None
-    return pick_two(logits_TE, config.second_policy, config.second_threshold, config.second_place_loss, uniform_T)
+    policy, threshold = config.second_policy, config.second_threshold
+    return pick_two(logits_TE, places, policy, threshold, config.second_place_loss, uniform_T)

@@ -1,0 +1,112 @@
+"""The kernels of top-1 routing against their definition: the same experts, and numbers within roundings."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ops.libraries import LIBRARIES, ROUNDING, far, load
+
+from megaswitch.ops.fused import router as fused
+from megaswitch.ops.fused import routing as fused_routing
+from megaswitch.ops.reference import router as reference
+from megaswitch.ops.reference import routing
+
+SHAPES = [(0, 4, 2), (1, 1, 1), (5, 3, 2), (140, 8, 3), (200, 37, 1), (70, 2048, 70)]
+"""Tokens, experts, groups."""
+
+
+def number(*shape, seed, dtype):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def places(tokens, groups, seed=0):
+    """Runs of tokens of one group, the last group first and the first empty where there are several; half are real."""
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.randint(min(1, groups - 1), groups, (tokens,), generator=generator).sort(descending=True).values
+    return group, torch.rand(tokens, generator=generator) < 0.5, groups
+
+
+def losses(routed, weights):
+    """A scalar that every number with a gradient has a part in."""
+    with_gradient = (routed.gate_T, routed.log_z_T, routed.probs_GE)
+    return sum((out * weight).sum() for out, weight in zip(with_gradient, weights, strict=True))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_route_top1(library, dtype, shape, noisy):
+    kernels, (tokens, experts, groups) = load(library), shape
+    leaf = (number(tokens, experts, seed=0, dtype=dtype) * 4.0).requires_grad_()
+    noise = number(tokens, experts, seed=1, dtype=torch.float32) * 3.0 if noisy else None
+    where = places(tokens, groups)
+    weights = [number(*s, seed=2, dtype=dtype) for s in ((tokens,), (tokens,), (groups, experts))]
+    expected = reference.route_top1(leaf, noise, *where)
+    found = fused.route_top1(kernels, leaf, noise, *where)
+    assert torch.equal(expected.index_T, found.index_T)
+    assert not found.entropy_T.requires_grad
+    pairs = list(zip(expected[1:], found[1:], strict=True))
+    pairs.append(tuple(torch.autograd.grad(losses(routed, weights), leaf)[0] for routed in (expected, found)))
+    if tokens:
+        for a, b in pairs:
+            assert far(a, b) < 2 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_lowest_of_equals(library):
+    kernels = load(library)
+    logits = torch.zeros(3, 40)
+    logits[1, [7, 30]], logits[2, 39] = 1.0, 1.0
+    found = fused.route_top1(kernels, logits, None, *places(3, 1))
+    assert found.index_T.tolist() == [0, 7, 39]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_logits_far_apart_or_without_a_chance(library):
+    kernels, where = load(library), places(2, 1)
+    logits = torch.tensor([[1e4, -1e4, 0.0], [float("-inf"), 2.0, 2.0]])
+    expected, found = reference.route_top1(logits, None, *where), fused.route_top1(kernels, logits, None, *where)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b) or far(a, b) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_narrow_and_strided_logits(library):
+    kernels, where = load(library), places(6, 2)
+    narrow = number(6, 5, seed=0, dtype=torch.bfloat16)
+    expected, found = reference.route_top1(narrow, None, *where), fused.route_top1(kernels, narrow, None, *where)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    strided = number(5, 6, seed=0, dtype=torch.float64).t()
+    expected, found = reference.route_top1(strided, None, *where), fused.route_top1(kernels, strided, None, *where)
+    assert all(far(a, b) < ROUNDING[torch.float64] for a, b in zip(expected, found, strict=True))
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """Experts, or -1 for none, of each group's tokens [G, S, K]; and the number of experts."""
+    experts, shape = draw(st.integers(1, 5)), [draw(st.integers(0, n)) for n in (3, 12, 2)]
+    seed = draw(st.integers(0, 2**31))
+    return torch.randint(-1, experts, shape, generator=torch.Generator().manual_seed(seed)), experts
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@given(case=choices())
+def test_integers_are_equal(library, case):
+    kernels, (index_GSK, experts) = load(library), case
+    counts = fused_routing.count_choices(kernels, index_GSK, experts)
+    assert torch.equal(routing.count_choices(index_GSK, experts), counts)
+    for index_GS in index_GSK.unbind(2):  # not contiguous
+        expected, found = routing.queue(index_GS, experts), fused_routing.queue(kernels, index_GS, experts)
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, found, strict=True))
+        lanes = torch.where(index_GS < 0, experts, index_GS).flatten()
+        expected = routing.lane_order(lanes, experts + 1)
+        found = fused_routing.lane_order(kernels, lanes, experts + 1)
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_expert_that_there_is_not_is_refused(library):
+    kernels = load(library)
+    with pytest.raises(IndexError, match="expert 4 of 4"):
+        fused_routing.queue(kernels, torch.tensor([[0, 4]]), 4)
