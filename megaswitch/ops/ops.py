@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
+from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
@@ -31,6 +32,7 @@ class Ops:
         count_choices: tokens of each expert.
         lane_order: the order of tokens by expert.
         attention: softmax attention with the biases of relative positions.
+        adafactor: the optimizer's passes over gradients and weights.
     """
 
     name: str = "reference"
@@ -45,6 +47,7 @@ class Ops:
     count_choices: Callable[[Tensor, int], Tensor] = count_choices
     lane_order: Callable[[Tensor, int], Order] = lane_order
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
+    adafactor: Passes = PASSES
 
     def replaced(self) -> list[str]:
         """Names of the operations that are not plain torch's."""

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform
@@ -27,4 +28,5 @@ def cpp_ops(kernels: Any) -> Ops:
         queue=partial(queue, kernels),
         count_choices=partial(count_choices, kernels),
         lane_order=partial(lane_order, kernels),
+        adafactor=passes(kernels),
     )

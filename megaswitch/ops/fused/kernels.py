@@ -1,9 +1,10 @@
 """Every kernel that a library may implement."""
 
-from megaswitch.ops.fused import attention, cross_entropy, dropout, rms_norm, router, routing
+from megaswitch.ops.fused import adafactor, attention, cross_entropy, dropout, rms_norm, router, routing
 
 KERNELS = (
     *rms_norm.KERNELS,
+    *adafactor.KERNELS,
     *attention.KERNELS,
     *dropout.KERNELS,
     *cross_entropy.KERNELS,
