@@ -117,6 +117,13 @@ def test_threads_change_nothing(dtype):
         assert all(torch.equal(a, b) for a, b in zip(found[0], more, strict=True))
 
 
+def test_one_key_alone_leaves_no_gradient():
+    """Exactly none: optimizers that divide by its size would make something of the rounding of 0."""
+    leaves, bias, _, weight = case("odd", "distances causal", torch.float64, 0.0)
+    _, dq, *_ = run(partial(fused.attention, cpp_kernels()), leaves, bias, None, weight)
+    assert dq[:, 0].count_nonzero() == 0 and dq[:, 1].count_nonzero() == dq[:, 1].numel()
+
+
 def test_what_stays_for_the_backward_is_no_weight():
     """Nothing of queries x keys, by the tensors that autograd keeps."""
     leaves, bias, dropped, _ = case("more keys", "distances real", torch.float32, 0.1)

@@ -18,9 +18,7 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 template <typename W>
-constexpr int64_t kQueries = 4 * kRows<W>;  // of a block: its logits for some keys stay in the cache nearest
-template <typename W>
-constexpr int64_t kKeys = 96;               // of a block in the backward; whole panels and rows of tiles
+constexpr int64_t kQueries = 4 * kRows<W>;  // of a block: what there is of each query and key stays in the second cache
 constexpr int64_t kDepth = 128;             // keys whose values one pass over a block's weights takes
 
 // A number that is added to logits of keys that are not seen: no softmax lets it through, but it is finite.
@@ -108,22 +106,21 @@ struct Head {
   int64_t limit(int64_t query) const { return causal ? std::min(keys, query + keys - queries) : keys; }
 };
 
-// One query's part of that, from key `first` on.
+// One query's part of that.
 template <typename W>
 struct Row {
   const W* by_distance;
   const int32_t* of_keys;
   int32_t own;
   uint32_t state, threshold;
-  int64_t first;
 
-  Row(const Head<W>& head, int64_t query, int64_t first)
-      : by_distance(head.by_distance + head.queries - 1 - query + first), of_keys(head.of_keys.data() + first),
+  Row(const Head<W>& head, int64_t query)
+      : by_distance(head.by_distance + head.queries - 1 - query), of_keys(head.of_keys.data()),
         own(head.of_queries ? static_cast<int32_t>(head.of_queries[query]) : 0),
-        state(head.states ? static_cast<uint32_t>(head.states[query]) : 0), threshold(head.threshold), first(first) {}
+        state(head.states ? static_cast<uint32_t>(head.states[query]) : 0), threshold(head.threshold) {}
   W added(int64_t m) const { return by_distance[m] + (of_keys[m] == own ? W(0) : kHidden<W>); }
   bool kept(int64_t m) const {
-    return (Counters(0).of(state, static_cast<uint32_t>(first + m)) >> 8) >= threshold;
+    return (Counters(0).of(state, static_cast<uint32_t>(m)) >> 8) >= threshold;
   }
 };
 
@@ -163,17 +160,31 @@ Statistic<W> softmax_row(W* s, int64_t limit, int64_t end, const Row<W>& row) {
 }
 
 // s: logits into the weights that values were taken with; g: their gradients into those of the logits, which are added
-// to those of the distances.
+// to those of the distances. What the softmax takes off is summed over the weights, so that the gradient is 0 where one
+// key has all the weight, and not the rounding of 0.
 template <typename W, bool kDropped>
 void softmax_backward_row(W* s, W* g, int64_t limit, int64_t end, const Row<W>& row, Statistic<W> saved, W scale,
-                          W delta, W* distances) {
-  if (limit < end) std::fill(s + std::max<int64_t>(limit, 0), s + end, -std::numeric_limits<W>::infinity());
+                          W* distances) {
+  constexpr int64_t P = kPanel<W>;
+  W total[P];
+  std::fill_n(total, P, W(0));
+  std::fill(s + limit, s + end, -std::numeric_limits<W>::infinity());
+  for (int64_t m = 0; m < end; m += P) {
+#pragma omp simd
+    for (int64_t l = 0; l < P; ++l) {
+      const W p = exponential(s[m + l] + row.added(m + l) - saved.most) * saved.inverse;
+      const W dp = g[m + l] * (!kDropped || row.kept(m + l) ? scale : W(0));
+      total[l] += p * dp;
+      s[m + l] = p;
+      g[m + l] = dp;
+    }
+  }
+  W delta = 0;
+  for (int64_t l = 0; l < P; ++l) delta += total[l];
 #pragma omp simd
   for (int64_t m = 0; m < end; ++m) {
-    const W p = exponential(s[m] + row.added(m) - saved.most) * saved.inverse;
-    const W factor = !kDropped || row.kept(m) ? scale : W(0);
-    const W ds = p * (g[m] * factor - delta);
-    s[m] = p * factor;
+    const W p = s[m], ds = p * (g[m] - delta);
+    s[m] = p * (!kDropped || row.kept(m) ? scale : W(0));
     g[m] = ds;
     distances[m] += ds;
   }
@@ -186,21 +197,19 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
   const int64_t Q = a.Q(), M = a.M(), K = a.K(), row = a.H() * K, kp = padded<W>(K), mp = padded<W>(M);
   const int64_t of_q = (head.b * Q * a.H() + head.h) * K, of_k = (head.b * M * a.H() + head.h) * K;
   const T* q = a.q.const_data_ptr<T>() + of_q;
-  W *k = room.take(K * mp), *v = room.take(M * kp), *left = room.take(kQueries<W> * (K + 16));
+  W *k = room.take(K * mp), *v = room.take(M * kp), *left = room.take(kQueries<W> * kp);
   const int64_t width = mp + kPanel<W>;  // not a power of two, which would put all rows of a tile into one set
   W *s = room.take(kQueries<W> * width), *sum = room.take(kQueries<W> * kp);
   pack_transposed(a.k.const_data_ptr<T>() + of_k, M, K, row, k);
   pack(a.v.const_data_ptr<T>() + of_k, M, K, row, v);
   for (int64_t first = 0; first < Q; first += kQueries<W>) {
     const int64_t count = std::min(kQueries<W>, Q - first), keys = head.limit(first + count), end = padded<W>(keys);
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t d = 0; d < K; ++d) left[i * (K + 16) + d] = W(q[(first + i) * row + d]);
-    }
-    multiply<W>(count, end, K, {left, K + 16, 1}, {k, K}, s, width, false);
+    copy_rows(q + first * row, count, K, row, left, kp);
+    multiply<W>(count, end, K, {left, kp, 1}, {k, K}, s, width, false);
     Statistic<W> found[kQueries<W>];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
-      found[i] = softmax_row<W, kDropped>(s + i * width, head.limit(query + 1), end, Row<W>(head, query, 0));
+      found[i] = softmax_row<W, kDropped>(s + i * width, head.limit(query + 1), end, Row<W>(head, query));
       stats[item * Q + query] = found[i].most;
       stats[(a.B() * a.H() + item) * Q + query] = found[i].inverse;
     }
@@ -219,35 +228,31 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
 template <typename T, bool kDropped, typename W = wide_t<T>>
 class Backward {
  public:
-  Backward(const Arguments& a, const Tensor& grad, const Tensor& out, const W* stats, int64_t item, Room<W>& room)
+  Backward(const Arguments& a, const Tensor& grad, const W* stats, int64_t item, Room<W>& room)
       : head_(a, item, room), Q_(a.Q()), M_(a.M()), K_(a.K()), row_(a.H() * K_), kp_(padded<W>(K_)),
-        of_q_((head_.b * Q_ * a.H() + head_.h) * K_), of_k_((head_.b * M_ * a.H() + head_.h) * K_),
-        q_(a.q.const_data_ptr<T>() + of_q_), grad_(grad.const_data_ptr<T>() + of_q_),
-        out_(out.const_data_ptr<T>() + of_q_), most_(stats + item * Q_),
+        width_(padded<W>(M_) + kPanel<W>), of_q_((head_.b * Q_ * a.H() + head_.h) * K_),
+        of_k_((head_.b * M_ * a.H() + head_.h) * K_), q_(a.q.const_data_ptr<T>() + of_q_),
+        grad_(grad.const_data_ptr<T>() + of_q_), most_(stats + item * Q_),
         inverse_(stats + (a.B() * a.H() + item) * Q_) {
-    const int64_t mp = padded<W>(M_);
-    keys_across_ = {room.take(K_ * mp), K_};
-    values_across_ = {room.take(K_ * mp), K_};
-    keys_ = {room.take(M_ * kp_), M_};
-    dk_ = room.take(M_ * kp_);
-    dv_ = room.take(M_ * kp_);
-    for (W** block : {&q_rows_, &g_rows_, &q_panels_, &g_panels_, &dq_}) *block = room.take(kQueries<W> * kp_);
-    s_ = room.take(kQueries<W> * kWidth);
-    ds_ = room.take(kQueries<W> * kWidth);
     const T *k = a.k.const_data_ptr<T>() + of_k_, *v = a.v.const_data_ptr<T>() + of_k_;
-    pack_transposed(k, M_, K_, row_, const_cast<W*>(keys_across_.data));
-    pack_transposed(v, M_, K_, row_, const_cast<W*>(values_across_.data));
-    pack(k, M_, K_, row_, const_cast<W*>(keys_.data));
-    std::fill_n(dk_, M_ * kp_, W(0));
-    std::fill_n(dv_, M_ * kp_, W(0));
+    const int64_t mp = padded<W>(M_);
+    W *keys_across = room.take(K_ * mp), *values_across = room.take(K_ * mp), *keys = room.take(M_ * kp_);
+    pack_transposed(k, M_, K_, row_, keys_across);
+    pack_transposed(v, M_, K_, row_, values_across);
+    pack(k, M_, K_, row_, keys);
+    keys_across_ = {keys_across, K_};
+    values_across_ = {values_across, K_};
+    keys_ = {keys, M_};
+    for (W** sum : {&dk_, &dv_}) std::fill_n(*sum = room.take(M_ * kp_), M_ * kp_, W(0));
+    for (W** block : {&rows_, &q_panels_, &g_panels_, &dq_}) *block = room.take(kQueries<W> * kp_);
+    for (W** block : {&s_, &g_}) *block = room.take(kQueries<W> * width_);
   }
 
   // Writes the three gradients of this sequence and head, and adds to those of the distances.
   void run(T* dq, T* dk, T* dv, W* distances) {
     for (int64_t first = 0; first < Q_; first += kQueries<W>) {
-      const int64_t count = std::min(kQueries<W>, Q_ - first), keys = head_.limit(first + count);
-      take_queries(first, count);
-      for (int64_t m = 0; m < keys; m += kKeys<W>) block(first, count, m, std::min(kKeys<W>, keys - m), distances);
+      const int64_t count = std::min(kQueries<W>, Q_ - first);
+      block(first, count, head_.limit(first + count), distances);
       write(dq_, count, dq + of_q_ + first * row_);
     }
     write(dk_, M_, dk + of_k_);
@@ -255,37 +260,31 @@ class Backward {
   }
 
  private:
-  static constexpr int64_t kWidth = kKeys<W> + kPanel<W>;
-
-  // Queries and gradients of a block as rows and as panels, and what the softmax takes off each row.
-  void take_queries(int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = (first + i) * row_;
-      W delta = 0;
-      for (int64_t d = 0; d < K_; ++d) {
-        q_rows_[i * kp_ + d] = W(q_[at + d]);
-        g_rows_[i * kp_ + d] = W(grad_[at + d]);
-        delta += W(grad_[at + d]) * W(out_[at + d]);
-      }
-      delta_[i] = delta;
-    }
-    pack(q_ + first * row_, count, K_, row_, q_panels_);
-    pack(grad_ + first * row_, count, K_, row_, g_panels_);
+  // C = rows of x, by the keys or values across.
+  void by_keys(const T* x, int64_t count, int64_t end, const Packed<W>& across, W* c) {
+    copy_rows(x, count, K_, row_, rows_, kp_);
+    multiply<W>(count, end, K_, {rows_, kp_, 1}, across, c, width_, false);
   }
 
-  void block(int64_t first, int64_t count, int64_t m, int64_t keys, W* distances) {
+  void block(int64_t first, int64_t count, int64_t keys, W* distances) {
+    const T *q = q_ + first * row_, *grad = grad_ + first * row_;
     const int64_t end = padded<W>(keys);
-    multiply<W>(count, end, K_, {q_rows_, kp_, 1}, {keys_across_.panel(m), K_}, s_, kWidth, false);
-    multiply<W>(count, end, K_, {g_rows_, kp_, 1}, {values_across_.panel(m), K_}, ds_, kWidth, false);
+    by_keys(q, count, end, keys_across_, s_);
+    by_keys(grad, count, end, values_across_, g_);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
-      softmax_backward_row<W, kDropped>(s_ + i * kWidth, ds_ + i * kWidth, head_.limit(query + 1) - m, end,
-                                        Row<W>(head_, query, m), {most_[query], inverse_[query]}, head_.scale,
-                                        delta_[i], distances + Q_ - 1 - query + m);
+      softmax_backward_row<W, kDropped>(s_ + i * width_, g_ + i * width_, head_.limit(query + 1), end,
+                                        Row<W>(head_, query), {most_[query], inverse_[query]}, head_.scale,
+                                        distances + Q_ - 1 - query);
     }
-    multiply<W>(count, K_, keys, {ds_, kWidth, 1}, keys_.from(m), dq_, kp_, m > 0);
-    multiply<W>(keys, K_, count, {s_, 1, kWidth}, {g_panels_, count}, dv_ + m * kp_, kp_, true);
-    multiply<W>(keys, K_, count, {ds_, 1, kWidth}, {q_panels_, count}, dk_ + m * kp_, kp_, true);
+    pack(q, count, K_, row_, q_panels_);
+    pack(grad, count, K_, row_, g_panels_);
+    for (int64_t m = 0; m < keys; m += kDepth) {
+      const int64_t some = std::min(kDepth, keys - m);
+      multiply<W>(count, K_, some, {g_ + m, width_, 1}, keys_.from(m), dq_, kp_, m > 0);
+      multiply<W>(some, K_, count, {s_ + m, 1, width_}, {g_panels_, count}, dv_ + m * kp_, kp_, true);
+      multiply<W>(some, K_, count, {g_ + m, 1, width_}, {q_panels_, count}, dk_ + m * kp_, kp_, true);
+    }
   }
 
   void write(const W* from, int64_t rows, T* to) const {
@@ -295,19 +294,18 @@ class Backward {
   }
 
   const Head<W> head_;
-  const int64_t Q_, M_, K_, row_, kp_, of_q_, of_k_;
-  const T *q_, *grad_, *out_;
+  const int64_t Q_, M_, K_, row_, kp_, width_, of_q_, of_k_;
+  const T *q_, *grad_;
   const W *most_, *inverse_;
   Packed<W> keys_across_, values_across_, keys_;
-  W *q_rows_, *g_rows_, *q_panels_, *g_panels_, *dq_, *dk_, *dv_, *s_, *ds_;
-  W delta_[kQueries<W>];
+  W *dk_, *dv_, *rows_, *q_panels_, *g_panels_, *dq_, *s_, *g_;
 };
 
-// Calls work<kDropped>(item, room) for each sequence and head; a thread's room holds what one of them needs.
+// Calls work(item, room) for each sequence and head; a thread's room holds what one of them needs.
 template <typename W, typename Work>
 void for_each_head(const Arguments& a, Work work) {
-  const int64_t kp = padded<W>(a.K()), mp = padded<W>(a.M()), wide = std::max(a.K() + 16, kp);
-  const int64_t room = a.Q() + 2 * mp * (a.K() + kp) + 2 * mp * kp + kQueries<W> * (6 * wide + 2 * mp + 4 * kKeys<W>) + 4096;
+  const int64_t kp = padded<W>(a.K()), width = padded<W>(a.M()) + kPanel<W>;
+  const int64_t room = a.Q() + width + 5 * width * kp + kQueries<W> * (4 * kp + 2 * width) + 16 * 16;
   at::parallel_for(0, a.B() * a.H(), 1, [&](int64_t begin, int64_t end) {
     Room<W> mine(room, a.q);
     for (int64_t item = begin; item < end; ++item) work(item, mine);
@@ -333,11 +331,11 @@ std::tuple<Tensor, Tensor> attention_forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& grad_in, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out_in,
+    const Tensor& grad_in, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& /* out */,
     const Tensor& stats, const MaybeTensor& by_distance, const MaybeTensor& real, const MaybeTensor& of_queries,
     const MaybeTensor& of_keys, bool causal, const MaybeTensor& states, double rate) {
   const Arguments a = arguments(q, k, v, by_distance, real, of_queries, of_keys, causal, states, rate);
-  const Tensor grad = grad_in.contiguous(), out = out_in.contiguous();
+  const Tensor grad = grad_in.contiguous();
   Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   Tensor dv = at::empty(v.sizes(), v.options()), distances;
   MEGASWITCH_DISPATCH(q.scalar_type(), "attention_backward", [&] {
@@ -352,9 +350,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
       room.again();
       W* mine = sums + item * width;
       if (a.states) {
-        Backward<T, true>(a, grad, out, saved, item, room).run(to_q, to_k, to_v, mine);
+        Backward<T, true>(a, grad, saved, item, room).run(to_q, to_k, to_v, mine);
       } else {
-        Backward<T, false>(a, grad, out, saved, item, room).run(to_q, to_k, to_v, mine);
+        Backward<T, false>(a, grad, saved, item, room).run(to_q, to_k, to_v, mine);
       }
     });
     distances = at::zeros({a.by_distance ? a.H() : 0, a.R()}, stats.options());

@@ -92,6 +92,14 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<W>& a, 
   }
 }
 
+// Rows as they are, `width` apart.
+template <typename T, typename W = wide_t<T>>
+void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, W* out, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t d = 0; d < columns; ++d) out[i * width + d] = W(x[i * row + d]);
+  }
+}
+
 // Panels of a matrix whose rows, `row` numbers apart, are the depth.
 template <typename T, typename W = wide_t<T>>
 void pack(const T* x, int64_t rows, int64_t columns, int64_t row, W* out) {
