@@ -20,7 +20,7 @@ def main() -> int:
     options = parse(sys.argv[1:], __doc__ or "")
     if options.command is None:
         return run(lambda: import_module("benches.peers").install(options.peers_dir))
-    pin(options.threads, getattr(options, "procs", 1))  # before torch is there
+    pin(options.threads, options.processes, patient=options.quick)  # before torch is there
     return run(lambda: import_module(f"benches.{options.command}").measure(options))
 
 

@@ -39,6 +39,8 @@ def parse(arguments: Sequence[str], about: str) -> Options:
     options = parser.parse_args(arguments)
     if (options.command is None) != options.install_peers:
         parser.error("say what is to be measured, or --install-peers alone")
+    procs = getattr(options, "procs", 1)
+    options.processes = max(procs) if isinstance(procs, list) else procs
     return options
 
 
@@ -86,6 +88,14 @@ def _ops(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
 
 
+def _scaling(parser: argparse.ArgumentParser) -> None:
+    kinds = ["tp", "pp", "ep", "dp", "experts", "length", "layers"]
+    parser.add_argument("--only", nargs="+", choices=kinds, metavar="KIND", help=f"of {', '.join(kinds)}")
+    parser.add_argument("--procs", type=positive, nargs="+", default=[2, 4], metavar="N", help="of one thread each")
+    parser.add_argument("--experts", type=positive, default=8, metavar="E")
+    _model(parser)
+
+
 def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", type=positive, default=8, metavar="E")
     _model(parser)
@@ -95,5 +105,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]]
     "step": ("the whole training step (forward, backward, optimizer), tokens/s", "--experts 8 64 --threads 1", _step),
     "layer": ("one MoE layer, forward and backward, ms", "--experts 8 64 --peers-dir .peers", _layer),
     "ops": ("each operation beside the best library's, ms", "--only rms_norm attention --dtype bfloat16", _ops),
+    "scaling": ("several processes beside one, and growth with the model, s", "--only tp ep --procs 2", _scaling),
+    "memory": ("the peak of a step beside what the dry run foretells, MiB", "--experts 8 --d-model 512", _profile),
     "profile": ("where the time of a step goes, beside what the machine allows", "--dtype bfloat16", _profile),
 }

@@ -7,7 +7,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,8 +62,9 @@ def crew(processes: int, make: Make, threads: int = 1) -> Iterator[Crew]:
         try:
             yield Crew([pair[0] for pair in pairs])
         finally:
-            for ours, _ in pairs:
-                ours.close()
+            for ours, _ in pairs:  # closing would tell nothing: later processes hold copies
+                with suppress(BrokenPipeError):
+                    ours.send("")
             for member in members:
                 member.join(timeout=10)
                 if member.is_alive():
@@ -83,8 +84,6 @@ def _work(rank: int, world: int, folder: Path, make: Make, threads: int, pipe: C
             wall, cpu = time.perf_counter(), time.process_time()
             result = once()
             pipe.send((time.perf_counter() - wall, time.process_time() - cpu, result))
-    except EOFError:  # nothing more is wanted
-        pass
     except Exception:
         pipe.send(traceback.format_exc())
     os._exit(0)  # nothing of the parent may run twice

@@ -23,15 +23,17 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class Need:
-    """FLOPs in the step's type and in float32, and bytes."""
+    """FLOPs in the step's type and in float32, bytes, and bytes of numbers that are changed in place."""
 
     flops: float = 0.0
     wide_flops: float = 0.0
     bytes: float = 0.0
+    updated: float = 0.0
 
     def seconds(self, rates: Rates) -> float:
         """Products and traffic one after the other."""
-        return self.flops / rates.flops + self.wide_flops / rates.wide + self.bytes / rates.bytes
+        products = self.flops / rates.flops + self.wide_flops / rates.wide
+        return products + self.bytes / rates.bytes + self.updated / rates.updated
 
 
 def needs(config: RunConfig, record: StepRecord, size: int) -> dict[str, Need]:
@@ -43,7 +45,7 @@ def needs(config: RunConfig, record: StepRecord, size: int) -> dict[str, Need]:
         "norms": Need(bytes=sequences * _norms(config.model) * size),
         "router": _router(config.model, record, sequences, size),
         "cross-entropy": Need(bytes=sequences * 3.0 * config.model.decoder_length * config.model.vocab_size * size),
-        "optimizer": Need(bytes=_optimizer(config, size)),
+        "optimizer": Need(updated=_optimizer(config, size)),
     }
 
 

@@ -13,13 +13,16 @@ _LOOK = 0.3  # seconds over which the idlest processors are sought
 _PACKAGES = ("torch", "transformers", "numpy")
 
 
-def pin(threads: int, processes: int = 1) -> None:
+def pin(threads: int, processes: int = 1, *, patient: bool = False) -> None:
     """Keep this process and all that it starts, `processes` of `threads` threads, to as many processors: the idlest.
+    Threads without work wait actively, unless `patient`, which is slower on an idle machine and much faster on another.
 
     To be called before torch is imported: its libraries read the environment when they are loaded.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
+    if patient:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     if not hasattr(os, "sched_setaffinity"):
         return
     mine = os.sched_getaffinity(0)

@@ -1,5 +1,6 @@
 """Each operation in all its implementations, and the best that libraries offer in its stead."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def measure(options: Options) -> None:
 
 
 def _row(case: Case, options: Options, rates: Rates) -> Row:
-    ours = {f"ours, {ops.name}": _many(case.ours(ops)) for ops in implementations(case.op)}
+    ours = {f"ours, {ops.name}": _many(case.ours(ops)) for ops in implementations(case.uses)}
     skip = options.quick or options.no_compile
     made = {n: make for n, make in {**case.libraries, **case.unequal}.items() if not (skip and n == COMPILED)}
     contenders = {**ours, **{name: _many(make()) for name, make in made.items()}}
@@ -58,7 +59,7 @@ def _row(case: Case, options: Options, rates: Rates) -> Row:
     mine = best({name: seconds[name] for name in ours})
     theirs = best({name: seconds[name] for name in made if name not in case.unequal})
     scale, unit = 1 / case.units, case.unit
-    floor = case.flops / rates.flops + case.bytes / rates.bytes
+    floor = case.flops / rates.flops + case.bytes / rates.bytes + case.updated / rates.updated
     more = {
         "ours_name": mine.removeprefix("ours, "),
         "floor": f"{floor / seconds[mine].median:.0%}" if floor else "-",
@@ -68,10 +69,10 @@ def _row(case: Case, options: Options, rates: Rates) -> Row:
     return Row(case.name, seconds[mine].times(scale, unit), seconds[theirs].times(scale, unit), times, theirs, more)
 
 
-def implementations(op: str) -> list[Ops]:
-    """The definition, and the backends that have a faster version of this operation and can run here."""
+def implementations(uses: Sequence[str]) -> list[Ops]:
+    """The definition, and the backends that can run here and have a faster version of some of these operations."""
     found = [choose_ops(name, torch.device("cpu")) for name in SOURCES if not why_not(name, "cpu")]
-    return [Ops(), *(ops for ops in found if op in ops.replaced())]
+    return [Ops(), *(ops for ops in found if set(uses) & set(ops.replaced()))]
 
 
 def _many(work: object) -> Contender:

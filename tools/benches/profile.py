@@ -2,6 +2,7 @@
 
 import statistics
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.autograd.profiler_util import EventList
@@ -33,14 +34,14 @@ def measure(options: Options) -> None:
     floors = {part: need.seconds(rates) for part, need in needs(ours.config, record, size).items()}
     _tell(shares, floors, whole)
     _tell_operations(profiles[-1])
-    gemm, wide, copy = rates.flops / 1e9, rates.wide / 1e9, rates.bytes / 1e9
-    print(f"\nproducts at {gemm:.0f} GFLOP/s in {options.dtype}, {wide:.0f} in float32; a copy moves {copy:.1f} GB/s")
+    print(f"\nproducts at {rates.flops / 1e9:.0f} GFLOP/s in {options.dtype}, {rates.wide / 1e9:.0f} in float32")
+    print(f"a copy reads and writes {rates.bytes / 1e9:.1f} GB/s, a change in place {rates.updated / 1e9:.1f} GB/s")
     floor = sum(floors.values())
     bound = Figure(tuple(floor for _ in whole.values), "s")
     of_floor = Figure(tuple(floor / value for value in whole.values), "times")
     parts = {p: {"seconds": s * whole.median, "share": s, "floor": floors.get(p, 0.0)} for p, s in shares.items()}
     rest = 1.0 - sum(shares[p] for p in ("products", "attention", "optimizer"))
-    more = {"parts": parts, "neither_product_attention_nor_optimizer": rest, "flops": rates.flops, "bytes": rates.bytes}
+    more = {"parts": parts, "neither_product_attention_nor_optimizer": rest, "rates": asdict(rates)}
     row = Row(f"{options.experts} experts", whole, bound, of_floor, "what the machine allows", more)
     if options.out:
         _draw(parts, Path(options.out), f"{options.experts} experts, d_model {model.d_model}, {options.dtype}")

@@ -59,10 +59,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def finish(options: Options, rows: Sequence[Row], **more: Any) -> None:
-    """Prints the JSON object: `ours`, `peer` and `ratio` are those of the row where we stand worst."""
+def finish(options: Options, rows: Sequence[Row], headline: Row | None = None, **more: Any) -> None:
+    """Prints the JSON object: `ours`, `peer` and `ratio` are those of the headline, or where the ratio is lowest."""
     compared = [row for row in rows if row.ratio is not None]
     first = min(compared, key=lambda row: row.ratio.median if row.ratio else 0.0) if compared else rows[0]
+    first = headline or first
     told = {
         "bench": options.command,
         **first.json(),

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from megaswitch.data.prep.command import progress
@@ -87,9 +87,10 @@ def best(figures: Mapping[str, Figure]) -> str:
     return min(figures, key=lambda name: figures[name].median)
 
 
-def repeated(work: Work, least: float, clock: Callable[[Taken], float]) -> Sequence[float]:
-    """Seconds of calls of something short, until they add up to `least`."""
-    once, found = clocked(work), []
-    while sum(found) < least or len(found) < 3:
-        found.append(clock(once()))
-    return found
+def least(work: Work, threads: int, seconds: float) -> float:
+    """The least time that something short takes, of calls that add up to `seconds`, and of three at least."""
+    once, total, found = clocked(work), 0.0, []
+    while total < seconds or len(found) < 3:
+        found.append(once().seconds(threads))
+        total += found[-1]
+    return min(found)

@@ -48,7 +48,7 @@ def _case(name: str, size: Size, Q: int, M: int, *, biased: bool = False, causal
     return Case(
         f"attention {name} {B}x{H}x{Q}x{M}x{K}",
         ours,
-        "attention",
+        ("attention",),
         {"softmax(q k + bias) v": lambda: library(_eager), "SDPA": lambda: library(_sdpa)},
         unequal,
         flops=3 * 4.0 * B * H * Q * M * K,

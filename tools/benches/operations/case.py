@@ -34,36 +34,34 @@ class Case:
     Args:
         name: the operation and its size.
         ours: makes the work with given implementations.
-        op: its name among `Ops`; none: there is only the definition.
+        uses: names of the operations of `Ops` that it goes through; none: there is only the definition.
         libraries: makes the same work by other means, by name.
         unequal: likewise, but what does less (or something else) and is only shown.
-        bytes: what it cannot avoid to read and write.
+        bytes: what it cannot avoid to read and write; `updated`: in place.
         flops: of its products.
         units: divides the time, for figures by element; `unit` is their name.
     """
 
     name: str
     ours: Callable[[Ops], Work]
-    op: str
+    uses: tuple[str, ...]
     libraries: Mapping[str, Make]
     unequal: Mapping[str, Make] = field(default_factory=dict)
     bytes: float = 0.0
+    updated: float = 0.0
     flops: float = 0.0
     units: float = 1e-3
     unit: str = "ms"
 
 
-def forward_backward(
-    function: Callable[..., Any], leaves: Sequence[Tensor], more: Sequence[Any] = (), only: slice = slice(None)
-) -> Work:
-    """function(*leaves, *more) and the gradients of those of `leaves` that want one; of several outputs those of
-    `only` get a gradient."""
+def forward_backward(function: Callable[..., Any], leaves: Sequence[Tensor], more: Sequence[Any] = ()) -> Work:
+    """function(*leaves, *more) and the gradients of those of `leaves` that want one."""
     grads: list[Tensor] = []
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
 
     def work() -> None:
         out = function(*leaves, *more)
-        outputs = [out] if isinstance(out, Tensor) else list(out)[only]
+        outputs = [out] if isinstance(out, Tensor) else list(out)
         if not grads:
             grads.extend(torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype) for o in outputs)
         torch.autograd.grad(outputs, wanted, grads)

@@ -21,7 +21,7 @@ def cases(size: Size) -> list[Case]:
         Case(
             f"dropout {N}x{width}",
             lambda ops: forward_backward(ops.dropout, [x], [states_N, _RATE, 0]),
-            "dropout",
+            ("dropout",),
             {
                 "F.dropout": lambda: forward_backward(F.dropout, [x], [_RATE, True]),
                 COMPILED: lambda: forward_backward(torch.compile(Ops().dropout), [x], [states_N, _RATE, 0]),

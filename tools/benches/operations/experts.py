@@ -57,7 +57,7 @@ def _case(size: Size, E: int) -> Case:
     return Case(
         f"experts {E}, {N}x{D}x{width}",
         ours,
-        "",
+        (),
         {"F.grouped_mm": lambda: library(by_group), "a loop": lambda: library(by_expert)},
         flops=3 * 4.0 * N * D * width,
         bytes=3 * 2.0 * E * D * width * size.dtype.itemsize + 2.0 * E * D * width * 4,

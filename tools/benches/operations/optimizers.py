@@ -47,10 +47,10 @@ def _case(name: str, size: Size) -> Case:
     return Case(
         f"{name}, {parameters / 1e6:.1f} M parameters",
         ours,
-        name,
+        ("adafactor",) if name == "adafactor" else (),
         own,
         {} if name == "adamw" else adamw,
-        bytes=parameters * (28.0 if name == "adamw" else 16.0),
+        updated=parameters * (28.0 if name == "adamw" else 16.0),
         units=parameters * 1e-9,
         unit="ns/parameter",
     )

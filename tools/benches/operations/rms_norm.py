@@ -20,7 +20,7 @@ def cases(size: Size) -> list[Case]:
         Case(
             f"rms_norm {N}x{D}",
             lambda ops: forward_backward(ops.rms_norm, [x, w]),
-            "rms_norm",
+            ("rms_norm",),
             {
                 "F.rms_norm": lambda: forward_backward(_library, [x, w]),
                 COMPILED: lambda: forward_backward(torch.compile(rms_norm), [x, w]),
@@ -30,7 +30,7 @@ def cases(size: Size) -> list[Case]:
         Case(
             f"add_rms_norm {N}x{D}",
             lambda ops: forward_backward(ops.add_rms_norm, [x, y, w]),
-            "add_rms_norm",
+            ("add_rms_norm",),
             {
                 "F.rms_norm": lambda: forward_backward(_library_with_addition, [x, y, w]),
                 COMPILED: lambda: forward_backward(torch.compile(add_rms_norm), [x, y, w]),

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benches.operations.case import Case, Size, Work, forward_backward, normal
-from megaswitch.layers.moe.plan import count_choices, make_plan
+from megaswitch.layers.moe.choice import Places
+from megaswitch.layers.moe.plan import make_plan
 from megaswitch.layers.moe.routers.switch import pick
 from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
 from megaswitch.model.transformer import alone
@@ -31,17 +32,16 @@ def _case(size: Size, E: int) -> Case:
     group_T = torch.arange(G).repeat_interleave(S)
     real_T = torch.ones(G * S, dtype=torch.bool)
 
-    def route(logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        choice = pick(logits_TE)
-        index_GSK = choice.index_TK.view(G, S, 1)
-        kept_GSK = make_plan(index_GSK, E, capacity).kept_GSK
-        tokens = Tokens(group_T, real_T, count_choices(index_GSK, E))
-        loss = aux_loss(choice, tokens, tp)
-        statistics(loss.share, z_loss(choice, tokens), choice, index_GSK, kept_GSK, tokens)
-        return torch.where(kept_GSK.flatten(), choice.gate_TK.flatten(), 0.0), loss.own
-
     def ours(ops: Ops) -> Work:
-        del ops  # has no faster version yet
+        def route(logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+            choice = pick(logits_TE, Places(group_T, real_T, G), None, ops)
+            index_GSK = choice.index_TK.view(G, S, 1)
+            kept_GSK = make_plan(index_GSK, E, capacity, ops=ops).kept_GSK
+            tokens = Tokens(group_T, real_T, ops.count_choices(index_GSK, E))
+            loss = aux_loss(choice, tokens, tp)
+            statistics(loss.share, z_loss(choice, tokens), choice, index_GSK, kept_GSK, tokens, ops)
+            return torch.where(kept_GSK.flatten(), choice.gate_TK.flatten(), 0.0), loss.own
+
         return forward_backward(route, [logits])
 
     def tables(logits_TE: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def _case(size: Size, E: int) -> Case:
     return Case(
         f"router {G * S}x{E}",
         ours,
-        "",
+        ("route_top1", "queue", "count_choices"),
         {"one-hot and cumsum": lambda: forward_backward(tables, [logits])},
         bytes=4.0 * G * S * E * 4,
     )

@@ -1,0 +1,132 @@
+"""The benchmarks of training at toy sizes: what they print is whole, whatever the times are."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaswitch.ops.ops import Ops
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys, tmp_path):
+    """`bench("step", ...)` measures in this process, which is not pinned; what it printed: the table and the JSON."""
+    monkeypatch.syspath_prepend(TOOLS)
+
+    def measure(command, *arguments):
+        parse = importlib.import_module("benches.command_line").parse
+        arguments = [command, "--quick", "--peers-dir", str(tmp_path / "peers"), *arguments]
+        importlib.import_module(f"benches.{command}").measure(parse(arguments, ""))
+        *table, last = capsys.readouterr().out.splitlines()
+        return "\n".join(table), json.loads(last)
+
+    return measure
+
+
+def check(told, unit):
+    """Every figure is a positive number, low <= value <= high, and ratios are of rounds."""
+    assert told["rows"] and {"cpu", "threads", "torch"} <= told["machine"].keys()
+    for row in [told, *told["rows"]]:
+        assert row["ours"]["unit"] == unit
+        for name in ("ours", "peer", "ratio"):
+            if row[name] is not None:
+                low, value, high = (row[name][key] for key in ("low", "value", "high"))
+                assert 0 < low <= value <= high and math.isfinite(high), (row["case"], name)
+        assert (row["peer"] is None) == (row["ratio"] is None)
+
+
+def test_help_and_wrong_usage():
+    def run(*arguments):
+        command = [sys.executable, str(TOOLS / "bench.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+    done = run("--help")
+    assert done.returncode == 0 and "python tools/bench.py step --experts 8" in done.stdout
+    done = run("layer", "--help")
+    assert done.returncode == 0 and "example:\n  python tools/bench.py layer" in done.stdout
+    assert run().returncode == 64 and run("step", "--repeats", "0").returncode == 64
+    assert "there is no key nonsense" in run("step", "--quick", "--key", "nonsense.key=1").stderr
+
+
+def test_step_as_a_user_calls_it():
+    """In a process of its own, which is pinned; both sides compute the same loss, or there are no figures."""
+    command = [sys.executable, str(TOOLS / "bench.py"), "step", "--quick", "--optimizer", "adafactor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    check(told, "tokens/s")
+    assert told["peer"]["name"] == "transformers, SwitchTransformers" and told["dropped"] > 0
+
+
+@pytest.mark.parametrize("arguments", [["--dtype", "bfloat16"], ["--peer", "own-t5", "--dropout", "0.1"]])
+def test_step(bench, arguments):
+    check(bench("step", *arguments)[1], "tokens/s")
+
+
+def test_other_weights_are_noticed(bench, monkeypatch):
+    """A peer with other weights, and so another loss, is refused."""
+    hugging_face = importlib.import_module("benches.hugging_face")
+    plain = hugging_face.as_theirs
+    monkeypatch.setattr(hugging_face, "as_theirs", lambda *a: {k: v * 1.5 for k, v in plain(*a).items()})
+    with pytest.raises(AssertionError, match="ours has a loss of"):
+        bench("step")
+
+
+def test_layer_without_peers_says_so(bench, capsys):
+    told = bench("layer")[1]
+    check(told, "ms")
+    assert told["peers"] == [] and told["peer"]["name"] == "Hugging Face" and "dense of equal FLOPs" in told["all"]
+    told = bench("layer", "--procs", "2")[1]
+    check(told, "ms")
+    assert told["peer"] is None
+
+
+def test_operations(bench):
+    told = bench("ops")[1]
+    assert {row["ours"]["unit"] for row in told["rows"]} == {"ms", "ns/parameter"}
+    check({**told, "rows": [row for row in told["rows"] if row["ours"]["unit"] == told["ours"]["unit"]]},
+          told["ours"]["unit"])
+
+
+def test_every_operation_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    case = importlib.import_module("benches.operations.case")
+    names = [p.stem for p in (TOOLS / "benches" / "operations").glob("[a-z]*.py") if p.stem != "case"]
+    size = case.Size(quick=True, dtype=torch.float32)
+    cases = [c for name in names for c in importlib.import_module(f"benches.operations.{name}").cases(size)]
+    measured = {operation for c in cases for operation in c.uses}
+    assert {field.name for field in fields(Ops)} - {"name", "features_uniform"} <= measured, "add it to operations/"
+
+
+def test_profile(bench, tmp_path):
+    table, told = bench("profile", "--dropout", "0.1", "--out", str(tmp_path))
+    check(told, "s")
+    shares = {part: entry["share"] for part, entry in told["parts"].items()}
+    assert abs(sum(shares.values()) - 1) < 1e-9
+    assert all(shares[part] > 0 for part in shares), "each part is found, forward or backward"
+    assert shares["rest"] < 0.6 and "part:" in table
+    assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
+
+
+def test_scaling_counts_what_the_formulas_say(bench, tmp_path):
+    told = bench("scaling", "--out", str(tmp_path))[1]
+    check(told, "s")
+    modes = {row["mode"]: row for row in told["rows"] if "mode" in row}
+    assert set(modes) == {"tp", "pp", "ep", "dp"}
+    assert all(row["counted_over_formula"] == 1.0 and row["megabytes"] > 0 for row in modes.values())
+    plots = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert plots == [f"scaling_{kind}.svg" for kind in ("experts", "layers", "length")]
+
+
+def test_memory_is_what_the_dry_run_foretells(bench):
+    told = bench("memory")[1]
+    check(told, "MiB")
+    assert {row["case"]: row for row in told["rows"]}["allocated"]["ratio"]["value"] == pytest.approx(1.0, abs=0.05)
