@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from benches import hugging_face
 from benches.command_line import Options
 from benches.models import Ours, Step, dense, refuse_too_large, run_config, switch_model, tokens_of
 from benches.report import Row, finish, number, show
@@ -64,6 +63,8 @@ def _peer(ours: Ours, options: Options) -> Step:
         return Ours(replace(config, model=dense(config.model))).step
     if config.train.micro_batch != config.train.global_batch:
         raise UserError("--micro-batch goes with --peer own-t5 alone; transformers takes the whole batch at once")
+    from benches import hugging_face  # takes seconds, and is not needed beside our own
+
     params = ours.system.buckets.params
     if options.peer == "hf-t5":
         equal = replace(config, model=dense(config.model))
