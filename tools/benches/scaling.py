@@ -35,6 +35,8 @@ def measure(options: Options) -> None:
     rows = [row for procs in _processes(options) for row in _beside_one(options, modes, procs)] if modes else []
     if rows:
         _tell_modes(rows)
+        if options.out:
+            _draw_modes(Path(options.out), rows)
     for kind in [kind for kind in GROWTH if kind in chosen]:  # uses threads, so only after processes were forked
         rows += _grown(options, kind)
     finish(options, rows)
@@ -123,6 +125,14 @@ def _tell_modes(rows: list[Row]) -> None:
     ]
     print("MB: bytes that all processes put into collectives; x: over the closed formula; in it: their share of all")
     show(["processes", "s a step", "s, as many threads", "efficiency", "MB", "x", "in it"], lines)
+
+
+def _draw_modes(folder: Path, rows: list[Row]) -> None:
+    from benches.plots import bars
+
+    efficiency = [row.ratio.median for row in rows if row.ratio]
+    title = "processes of one thread beside one with as many"
+    bars(folder / "scaling.svg", title, "times as fast", [row.case for row in rows], {"efficiency": efficiency})
 
 
 def _points(options: Options, kind: str) -> list[tuple[int, RunConfig]]:

@@ -1,6 +1,7 @@
 """The whole training step: ours, and a peer's with the same weights and the same batch."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from benches.command_line import Options
 from benches.models import Ours, Step, dense, refuse_too_large, run_config, switch_model, tokens_of
@@ -25,7 +26,17 @@ def measure(options: Options) -> None:
         ["", "ours, tokens/s", f"{_NAMES[options.peer]}, tokens/s", "times as fast", "dropped"],
         [[r.case, number(r.ours), number(r.peer), number(r.ratio), f"{r.more['dropped']:.1%}"] for r in rows],
     )
+    if options.out:
+        _draw(options, rows)
     finish(options, rows)
+
+
+def _draw(options: Options, rows: list[Row]) -> None:
+    from benches.plots import bars
+
+    series = {"ours": [r.ours.median for r in rows], _NAMES[options.peer]: [r.peer.median for r in rows if r.peer]}
+    path = Path(options.out) / f"step_{options.peer}_{options.dtype}.svg"
+    bars(path, f"a training step, {options.dtype}", "tokens/s", [row.case for row in rows], series)
 
 
 def _row(options: Options, experts: int) -> Row:
