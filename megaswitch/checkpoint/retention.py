@@ -17,12 +17,13 @@ log = logging.getLogger(__name__)
 
 VALIDATION_NLL = "validation_nll"
 """Key of a checkpoint's state: nats per target at its step."""
-_ASIDE = re.compile(r"(step-\d{8,18})\.tmp-[0-9a-f]{32}", re.ASCII)
+_ASIDE = re.compile(r"(step-\d{8,18})\.(tmp|bad)-[0-9a-f]{32}", re.ASCII)
 
 
 def prune(root: Place, keep: int, keep_every: int = 0, keep_best: int = 0) -> None:
     """Removes all but the `keep` newest checkpoints, those of steps that are multiples of `keep_every`, and the
-    `keep_best` of the lowest validation nll; and what interrupted saves of older steps left. One rank calls it.
+    `keep_best` of the lowest validation nll; what interrupted saves of older steps left; and of the damaged ones that
+    were moved aside all but the `keep` newest. One rank calls it.
 
     Nothing is removed when `keep` is 0 or the newest is damaged; damaged ones do not count (manifest and sizes
     are looked at, not hashes). Only folders named as `save` names them are touched.
@@ -43,7 +44,7 @@ def prune(root: Place, keep: int, keep_every: int = 0, keep_best: int = 0) -> No
     for path in older:
         if path not in best and not (keep_every and _step(path) % keep_every == 0):
             _remove(path)
-    _sweep(root, _step(newest_first[0]))
+    _sweep(root, _step(newest_first[0]), keep)
 
 
 def removable(root: Place, keep: int) -> bool:
@@ -71,13 +72,14 @@ def _best(paths: list[Place], count: int) -> list[Place]:
     return [path for _, path in sorted(known, key=lambda pair: pair[0])[:count]]
 
 
-def _sweep(root: Place, newest: int) -> None:
-    """Removes what interrupted saves left; what is for a later step may be in the making."""
-    for name in folder_at(root).folders():
-        match = _ASIDE.fullmatch(name)
-        if match and (step_of(match[1]) or 0) <= newest:
-            with suppress(OSError):
-                folder_at(root / name).remove()
+def _sweep(root: Place, newest: int, keep: int) -> None:
+    """Removes what interrupted saves left (what is for a later step may be in the making), and old damaged ones."""
+    found = [match for name in folder_at(root).folders() if (match := _ASIDE.fullmatch(name))]
+    unfinished = [match[0] for match in found if match[2] == "tmp" and (step_of(match[1]) or 0) <= newest]
+    damaged = sorted((step_of(match[1]) or 0, match[0]) for match in found if match[2] == "bad")
+    for name in [*unfinished, *(name for _, name in damaged[:-keep])]:
+        with suppress(OSError):
+            folder_at(root / name).remove()
 
 
 def _remove(path: Place) -> None:

@@ -96,3 +96,10 @@ def test_damaged_ones_are_no_reason_to_remove(tmp_path):
         (tmp_path / f"step-0000000{step}" / SHARD).unlink()
     prune(tmp_path, 2)
     assert len(names(tmp_path)) == 3
+
+
+def test_as_many_damaged_ones_stay_aside_as_good_ones_are_kept(root):
+    for step in range(4, 9):
+        (root / f"step-{step:08d}.bad-{step:032x}").mkdir()
+    prune(root, 2)
+    assert names(root) == ["step-00000002", "step-00000003", *(f"step-{s:08d}.bad-{s:032x}" for s in (7, 8))]

@@ -219,7 +219,7 @@ def verdict(soak: Soak, watch: Watch, different: list[str]) -> int:
     for what, values, allowed in (
         ("MiB resident", watch.resident, 1.10),
         ("open files", watch.files, 1.10),
-        ("MiB of checkpoints", watch.folder, 2.0),
+        ("MiB of checkpoints", watch.folder, 1.5),
     ):
         first, second = halves(values)  # type: ignore[arg-type]
         print(f"most {what}: {first:.1f} in the first half, {second:.1f} in the second")
