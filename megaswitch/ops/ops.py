@@ -10,6 +10,7 @@ from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
+from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.reference.router import Routed, route_top1
 from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
@@ -31,6 +32,8 @@ class Ops:
         queue: positions in the queues of experts.
         count_choices: tokens of each expert.
         lane_order: the order of tokens by expert.
+        permute: rows of tokens in that order.
+        unpermute: the way back, under their gates.
         attention: softmax attention with the biases of relative positions.
         adafactor: the optimizer's passes over gradients and weights.
     """
@@ -46,6 +49,8 @@ class Ops:
     queue: Callable[[Tensor, int], Queues] = queue
     count_choices: Callable[[Tensor, int], Tensor] = count_choices
     lane_order: Callable[[Tensor, int], Order] = lane_order
+    permute: Callable[[Tensor, Tensor, Tensor], Tensor] = permute
+    unpermute: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = unpermute
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
     adafactor: Passes = PASSES
 

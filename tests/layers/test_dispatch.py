@@ -72,7 +72,9 @@ def test_round_trip_with_gradients(world, n, case, padded):
             route = make_route(index, kept, EXPERTS, axis)
         rows = route.by_expert(route.send(x, WeightWork()).wait())
         expert_of_row = torch.arange(len(own_w)).repeat_interleave(torch.tensor(route.counts))
-        y = route.home(rows * own_w[expert_of_row], TOKENS, WeightWork())
+        out = rows * own_w[expert_of_row]
+        y = route.home(out, torch.ones(TOKENS, 1), WeightWork())
+        assert torch.equal(route.home(out.detach(), None, WeightWork()), y.detach()), "a choice each, gates of 1"
         (y * weights[axis.rank]).sum().backward()
         return y.detach(), route.counts, None if padded else sum(route.sent), x.grad, own_w.grad
 

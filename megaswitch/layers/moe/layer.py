@@ -32,6 +32,7 @@ from megaswitch.layers.moe.plan import make_plan
 from megaswitch.layers.moe.router import Router, router_specs
 from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
 from megaswitch.model.config import ModelConfig, Stack
+from megaswitch.ops.reference.permute import weigh
 from megaswitch.ops.reference.random import fold
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
@@ -100,10 +101,7 @@ class SwitchLayer(nn.Module):
         decided = self._decide(choice, routed_Bl, places, ctx)
         travelling = self._send(x_BlD, decided, ctx)
         losses = self._losses(choice, decided, ctx)  # while the tokens travel
-        gate_BlK = torch.where(decided.kept_BlK, choice.gate_TK.view_as(decided.kept_BlK), 0.0)
-        y_BlKD = self._through_experts(travelling, ctx)
-        y_BlKD = y_BlKD * gate_BlK.to(y_BlKD.dtype).unsqueeze(-1)
-        y_BlD = y_BlKD.squeeze(2) if y_BlKD.shape[2] == 1 else y_BlKD.sum(2)
+        y_BlD = self._through_experts(travelling, choice.gate_TK, ctx)
         for loss, weight in losses.attached:
             y_BlD = attach(y_BlD, loss, weight)
         return (y_BlD if split else concat_along(y_BlD, tp, 1)), losses.numbers
@@ -164,19 +162,22 @@ class SwitchLayer(nn.Module):
             slots = min(decided.slots, kept_BtK[..., 0].numel())
             route: Route = make_padded_route(index_BtK.flatten(), kept_BtK.flatten(), experts, slots, ep)
         else:
-            route = make_route(index_BtK.flatten(), kept_BtK.flatten(), experts, ep)
-        choices = kept_BtK.shape[2]
-        rows = route.send(x_BtD.flatten(0, 1), ctx.work, choices)
-        return _Travelling(route, rows, self._hidden_noise(x_BtD.shape[1], choices, route, ctx), kept_BtK.shape)
+            route = make_route(index_BtK.flatten(), kept_BtK.flatten(), experts, ep, ctx.ops)
+        rows = route.send(x_BtD.flatten(0, 1), ctx.work)
+        states = self._hidden_noise(x_BtD.shape[1], kept_BtK.shape[2], route, ctx)
+        return _Travelling(route, rows, states, kept_BtK.shape)
 
-    def _through_experts(self, travelling: _Travelling, ctx: Context) -> Tensor:
-        """[B, l, K, D]: what the experts make of the tokens they serve, before the gate; zero elsewhere."""
+    def _through_experts(self, travelling: _Travelling, gate_TK: Tensor, ctx: Context) -> Tensor:
+        """[B, l, D]: what the experts make of the tokens they serve, times the gate; zero elsewhere."""
         route, states, shape = travelling.route, travelling.states, travelling.shape
         rows_MD = route.by_expert(travelling.rows.wait())
         noise_M = None if states is None else route.by_expert(states.wait())
         y_MD = self.experts(rows_MD, route.counts, noise_M, ctx)
-        y_BtKD = route.home(y_MD, shape.numel(), ctx.work).view(*shape, -1)
-        return scatter_along(y_BtKD, self.topology.etp, 1)
+        if self.topology.etp.size == 1:
+            return route.home(y_MD, gate_TK, ctx.work).view(*shape[:2], -1)
+        y_BtKD = route.home(y_MD, None, ctx.work).view(*shape, -1)  # parts of sums, of other ranks' tokens too
+        y_BlKD = scatter_along(y_BtKD, self.topology.etp, 1)
+        return weigh(y_BlKD.flatten(0, 2), gate_TK).view(shape[0], y_BlKD.shape[1], -1)
 
     def _hidden_noise(self, length: int, choices: int, route: Route, ctx: Context) -> Arriving | None:
         """Random states of the rows that this rank's experts receive: they travel the tokens' way."""
@@ -185,7 +186,7 @@ class SwitchLayer(nn.Module):
         split = self.topology.etp.size == 1
         states_BtK = ctx.rows(f"{self.name}.hidden", ctx.positions(length, split))
         states_BtK = fold(states_BtK, torch.arange(choices, device=states_BtK.device))
-        return route.send(states_BtK.flatten(), ctx.work)
+        return route.send_numbers(states_BtK.flatten())
 
     def _losses(self, choice: Choice, decided: _Decided, ctx: Context) -> _Losses:
         """This rank's shares of the auxiliary losses, and the record."""

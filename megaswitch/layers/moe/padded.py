@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megaswitch.comm.functions import Arriving, exchange
 from megaswitch.layers.weight_work import WeightWork
+from megaswitch.ops.reference.permute import weigh
 from megaswitch.topology.topology import Axis
 
 
@@ -34,24 +35,31 @@ class PaddedRoute:
     def _splits(self) -> list[int]:
         return [self.num_experts // self.axis.size * self.slots] * self.axis.size
 
-    def send(self, x_TD: Tensor, work: WeightWork, choices: int = 1) -> Arriving:
+    def send(self, x_TD: Tensor, work: WeightWork) -> Arriving:
         """See Route."""
+        choices = self.slot_A.shape[0] // max(1, x_TD.shape[0])
+        x_AD = x_TD if choices <= 1 else x_TD.repeat_interleave(choices, 0)
+        return exchange(self._in_slots(x_AD), self.axis, self._splits, self._splits, work.meanwhile)
+
+    def send_numbers(self, numbers_A: Tensor) -> Arriving:
+        """See Route."""
+        return exchange(self._in_slots(numbers_A), self.axis, self._splits, self._splits)
+
+    def _in_slots(self, x: Tensor) -> Tensor:
+        """Dropped assignments share one more row, which does not travel."""
         rows = self.num_experts * self.slots
-        x_AD = x_TD if choices == 1 else x_TD.repeat_interleave(choices, 0)
-        # dropped assignments share one more row, which does not travel
-        padded = x_AD.new_zeros((rows + 1, *x_AD.shape[1:])).index_copy(0, self.slot_A, x_AD)[:rows]
-        return exchange(padded, self.axis, self._splits, self._splits, work.meanwhile)
+        return x.new_zeros((rows + 1, *x.shape[1:])).index_copy(0, self.slot_A, x)[:rows]
 
     def by_expert(self, rows_MD: Tensor) -> Tensor:
         """See Route."""
         return self._swap(rows_MD, self.axis.size)
 
-    def home(self, y_MD: Tensor, assignments: int, work: WeightWork) -> Tensor:
+    def home(self, y_MD: Tensor, gate_TK: Tensor | None, work: WeightWork) -> Tensor:
         """See Route."""
         by_rank = self._swap(y_MD, self.num_experts // self.axis.size)
         home = exchange(by_rank, self.axis, self._splits, self._splits, work.meanwhile).wait()
-        assert self.slot_A.shape[0] == assignments
-        return torch.cat([home, home.new_zeros((1, home.shape[1]))]).index_select(0, self.slot_A)
+        y_AD = torch.cat([home, home.new_zeros((1, home.shape[1]))]).index_select(0, self.slot_A)
+        return y_AD if gate_TK is None else weigh(y_AD, gate_TK)
 
     def _swap(self, rows: Tensor, outer: int) -> Tensor:
         """From [outer, inner, C] rows to [inner, outer, C]."""

@@ -55,22 +55,26 @@ Tensor count_choices(const Tensor& index_in, int64_t experts) {
   return count;
 }
 
-// the stable order of numbers 0 .. lanes - 1, and how many there are of each
-std::tuple<Tensor, Tensor> lane_order(const Tensor& lane_in, int64_t lanes) {
+// the stable order of numbers 0 .. lanes - 1, where each comes in it, and how many there are of each lane
+std::tuple<Tensor, Tensor, Tensor> lane_order(const Tensor& lane_in, int64_t lanes) {
   check(lane_in, 1);
   const Tensor lane = lane_in.contiguous();
   const int64_t rows = lane.numel();
-  Tensor order = at::empty({rows}, lane.options()), count = at::zeros({lanes}, lane.options());
+  Tensor order = at::empty({rows}, lane.options()), place = at::empty({rows}, lane.options()),
+         count = at::zeros({lanes}, lane.options());
   const int64_t* lp = lane.const_data_ptr<int64_t>();
-  int64_t *op = order.data_ptr<int64_t>(), *cp = count.data_ptr<int64_t>();
+  int64_t *op = order.data_ptr<int64_t>(), *pp = place.data_ptr<int64_t>(), *cp = count.data_ptr<int64_t>();
   for (int64_t i = 0; i < rows; ++i) {
     TORCH_CHECK_INDEX(lp[i] >= 0, "lane ", lp[i]);
     ++cp[checked(lp[i], lanes)];
   }
   std::vector<int64_t> next(lanes, 0);
   for (int64_t lane_ = 1; lane_ < lanes; ++lane_) next[lane_] = next[lane_ - 1] + cp[lane_ - 1];
-  for (int64_t i = 0; i < rows; ++i) op[next[lp[i]]++] = i;
-  return {order, count};
+  for (int64_t i = 0; i < rows; ++i) {
+    pp[i] = next[lp[i]]++;
+    op[pp[i]] = i;
+  }
+  return {order, place, count};
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Every kernel that a library may implement."""
 
-from megaswitch.ops.fused import adafactor, attention, cross_entropy, dropout, rms_norm, router, routing
+from megaswitch.ops.fused import adafactor, attention, cross_entropy, dropout, permute, rms_norm, router, routing
 
 KERNELS = (
     *rms_norm.KERNELS,
@@ -10,4 +10,5 @@ KERNELS = (
     *cross_entropy.KERNELS,
     *router.KERNELS,
     *routing.KERNELS,
+    *permute.KERNELS,
 )

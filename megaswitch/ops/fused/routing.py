@@ -19,14 +19,14 @@ def _count_shapes(index: Tensor, num_experts: int) -> Tensor:
     return index.new_empty(index.shape[0], index.shape[2], num_experts)
 
 
-def _order_shapes(lane: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
-    return lane.new_empty(lane.shape), lane.new_empty(lanes)
+def _order_shapes(lane: Tensor, lanes: int) -> tuple[Tensor, Tensor, Tensor]:
+    return lane.new_empty(lane.shape), lane.new_empty(lane.shape), lane.new_empty(lanes)
 
 
 KERNELS = (
     Kernel("queue", "(Tensor index, int num_experts) -> (Tensor, Tensor)", _queue_shapes),
     Kernel("count_choices", "(Tensor index, int num_experts) -> Tensor", _count_shapes),
-    Kernel("lane_order", "(Tensor lane, int lanes) -> (Tensor, Tensor)", _order_shapes),
+    Kernel("lane_order", "(Tensor lane, int lanes) -> (Tensor, Tensor, Tensor)", _order_shapes),
 )
 
 

@@ -43,12 +43,17 @@ def count_choices(index_GSK: Tensor, num_experts: int) -> Tensor:
 
 
 class Order(NamedTuple):
-    """`order_A`: the rows sorted by lane, each lane's in their order; `count_L`: rows of each lane. int64."""
+    """`order_A`: the rows sorted by lane, each lane's in their order; `place_A`: where each row comes in it; `count_L`:
+    rows of each lane. int64."""
 
     order_A: Tensor
+    place_A: Tensor
     count_L: Tensor
 
 
 def lane_order(lane_A: Tensor, lanes: int) -> Order:
     """The stable order of rows by their lane, 0 to lanes - 1."""
-    return Order(torch.argsort(lane_A, stable=True), torch.bincount(lane_A, minlength=lanes))
+    order_A = torch.argsort(lane_A, stable=True)
+    numbers_A = torch.arange(lane_A.shape[0], device=lane_A.device)
+    place_A = torch.empty_like(order_A).index_copy_(0, order_A, numbers_A)
+    return Order(order_A, place_A, torch.bincount(lane_A, minlength=lanes))
