@@ -13,6 +13,8 @@ from megaswitch.ops.cpp.load import cpp_kernels
 from megaswitch.ops.fused.kernels import KERNELS
 from megaswitch.ops.library import SHAPES, library
 from megaswitch.ops.ops import Ops
+from megaswitch.ops.triton.backend import triton_ops
+from megaswitch.ops.triton.load import triton_kernels
 from megaswitch.ops.unavailable import Unavailable
 from megaswitch.utils.errors import UserError
 
@@ -29,7 +31,7 @@ class Source:
     ops: Callable[[Any], Ops]
 
 
-SOURCES = {"cpp": Source("cpu", cpp_kernels, cpp_ops)}
+SOURCES = {"cpp": Source("cpu", cpp_kernels, cpp_ops), "triton": Source("cuda", triton_kernels, triton_ops)}
 """Backends with kernels of their own, the fastest of a device first."""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.libraries import DTYPES, LIBRARIES, gradients, load
+from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, far, gradients, load
 
 from megaswitch.ops.fused import dropout as fused
 from megaswitch.ops.reference import dropout as reference
@@ -30,8 +30,10 @@ def test_equal_bit_for_bit(library, dtype, shape, first):
         leaves, weights = [number(shape, 0, dtype).requires_grad_()], [number(shape, 1, dtype)]
         (a,), (da,) = gradients(lambda x, r=rate: reference.dropout(x, rows, r, first), leaves, weights)
         (b,), (db,) = gradients(lambda x, r=rate: fused.dropout(kernels, x, rows, r, first), leaves, weights)
-        assert torch.equal(a, b) and a.dtype == b.dtype
-        assert torch.equal(da, db) and da.dtype == db.dtype
+        for expected, found in ((a, b), (da, db)):
+            assert torch.equal(expected == 0.0, found == 0.0) and expected.dtype == found.dtype
+            cut_off = INTERPRETED and dtype is torch.bfloat16 and found.numel() > 0  # see ROUNDING
+            assert far(expected, found) < ROUNDING[dtype] if cut_off else torch.equal(expected, found)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -1,0 +1,23 @@
+"""Every kernel that there is in Triton, by its name in `ops/fused`. Importing this imports Triton."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megaswitch.ops.triton import adafactor, attention, cross_entropy, dropout, rms_norm
+
+IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
+    "add_rms_norm_forward": rms_norm.add_rms_norm_forward,
+    "rms_norm_backward": rms_norm.rms_norm_backward,
+    "attention_forward": attention.attention_forward,
+    "attention_backward": attention.attention_backward,
+    "adafactor_mean_squares_": adafactor.adafactor_mean_squares_,
+    "adafactor_squares_": adafactor.adafactor_squares_,
+    "adafactor_apply_": adafactor.adafactor_apply_,
+    "adafactor_update_": adafactor.adafactor_update_,
+    "adafactor_moments_": adafactor.adafactor_moments_,
+    "adafactor_apply_moments_": adafactor.adafactor_apply_moments_,
+    "dropout": dropout.dropout,
+    "features_uniform": dropout.features_uniform,
+    "cross_entropy_statistics": cross_entropy.cross_entropy_statistics,
+    "cross_entropy_gradient_": cross_entropy.cross_entropy_gradient_,
+}

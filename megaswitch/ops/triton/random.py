@@ -1,0 +1,20 @@
+"""The stateless generator of `ops/reference/random.py` in 32 bits, for kernels that draw its numbers as they go."""
+
+import triton
+import triton.language as tl
+
+WEYL = tl.constexpr(0x9E3779B9)
+
+
+@triton.jit
+def mix(h):
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+@triton.jit
+def fold(state, counter):
+    """The state (uint32) with a counter (int64) folded in."""
+    folded = mix(state + counter.to(tl.uint32) * WEYL)
+    return mix(folded + (counter >> 32).to(tl.uint32) * WEYL + 1)
