@@ -19,7 +19,7 @@ from megaswitch.ops.unavailable import Unavailable
 pytest.importorskip("triton", reason="triton is not installed here")
 
 HERE = Path(__file__).parent
-TESTS = ["fused_rms_norm", "adafactor", "fused_dropout", "fused_cross_entropy"]
+TESTS = ["fused_rms_norm", "adafactor", "fused_dropout", "fused_cross_entropy", "fused_attention"]
 QUICK = "not 2100 and not 40 and not shape3 and not shape4 and not border and not float64-torch"
 """A program takes some milliseconds: large shapes are left to the long tests."""
 
