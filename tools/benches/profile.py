@@ -34,7 +34,7 @@ def measure(options: Options) -> None:
     floors = {part: need.seconds(rates) for part, need in needs(ours.config, record, size).items()}
     _tell(shares, floors, whole)
     _tell_operations(profiles[-1])
-    print(f"\nproducts at {rates.flops / 1e9:.0f} GFLOP/s in {options.dtype}, {rates.wide / 1e9:.0f} in float32")
+    print(f"\nproducts at {rates.flops / 1e9:.0f} GFLOP/s in {options.dtype} ({rates.plain / 1e9:.0f} by torch.mm)")
     print(f"a copy reads and writes {rates.bytes / 1e9:.1f} GB/s, a change in place {rates.updated / 1e9:.1f} GB/s")
     floor = sum(floors.values())
     bound = Figure(tuple(floor for _ in whole.values), "s")
