@@ -65,7 +65,7 @@ def test_it_is_the_definition(library, shape, kind, dtype, rate):
     given = case(shape, kind, dtype, rate)
     kernels = load(library)
     for a, b in zip(run(attention, *given), run(partial(fused.attention, kernels), *given), strict=True):
-        assert far(a, b) < ROUNDING[dtype]
+        assert far(a, b) < 1.5 * ROUNDING[dtype], "roundings of three products and an exponential, one after the other"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -1,11 +1,12 @@
 """Attention with biases by distance, tile by tile: the kernels of `ops/fused/attention.py` for the GPU.
 
-A program has 64 queries (or keys) of one sequence and head and passes over tiles of 64 keys (or queries). A tile's two
-products forward at width 64 are 1 MFLOP, 140 ns of an H100 multiprocessor's peak in bfloat16; its 4,096 exponentials
-take 145 ns at 16 a clock; it reads 16 KiB of keys and values, 50 ns of its share of the second cache's 5.5 TB/s. So
-memory bounds nothing and larger tiles would gain nothing: 64 x 64 logits and as much of the result are 64 registers a
-thread of 4 warps. Biases are read from a vector of R numbers that stays in the nearest cache, by a warp from 32 places
-side by side.
+A program has N queries (or keys) of one sequence and head and passes over tiles of N keys (or queries). Forward, in
+bfloat16 and at width 64, a tile of N = 64 has two products of together 1 MFLOP, 140 ns of an H100 multiprocessor's
+peak; its 4,096 exponentials take 145 ns at 16 a clock; it reads 16 KiB of keys and values, 50 ns of its share of the
+second cache's 5.5 TB/s. So memory bounds nothing and larger tiles would gain nothing: 64 x 64 logits and as much of the
+result are 64 registers a thread of 4 warps. The backward holds four such tiles and has N = 32, so that nothing spills;
+types of 4 bytes and more (products in three passes of TF32) have half the N of either. Biases are read from a vector of
+R numbers that stays in the nearest cache, by a warp from 32 places side by side.
 
 Sums have a fixed order: one pass makes the queries' gradient and another those of keys and values, for which logits and
 the weights' gradients are computed twice, seven products where five would do with sums in any order. Gradients of
@@ -25,7 +26,6 @@ from megaswitch.ops.triton.random import fold
 from megaswitch.ops.triton.tune import block, tuned
 from megaswitch.utils.precision import at_least_float32
 
-_N = 64
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -54,7 +54,7 @@ def _store(x, value, at, count, row, K, width: tl.constexpr):
 def _dot(a, b):
     if INTERPRETED and a.dtype == tl.bfloat16:  # whose bits the interpreter multiplies as if they were whole numbers
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="tf32x3")  # float32's digits, but for the last
 
 
 @triton.jit
@@ -253,7 +253,12 @@ def _sum_distances(parts_ptr, out_ptr, B, H, Q, M, N: tl.constexpr):
     tl.store(out_ptr + h * (Q + M - 1) + r, total, mask=r < Q + M - 1)
 
 
-def _constants(q: Tensor, causal: bool, states: Tensor | None, rate: float) -> dict[str, Any]:
+def _tile(dtype: torch.dtype, *, backward: bool) -> int:
+    """N."""
+    return 64 >> (dtype.itemsize > 2) >> backward
+
+
+def _constants(q: Tensor, tile: int, causal: bool, states: Tensor | None, rate: float) -> dict[str, Any]:
     """What kernels are compiled for."""
     return {
         "causal": causal,
@@ -261,7 +266,7 @@ def _constants(q: Tensor, causal: bool, states: Tensor | None, rate: float) -> d
         "threshold": int(torch.tensor(rate, dtype=torch.float32).mul(2.0**24).ceil()),
         "scale": 1.0 if states is None else 1.0 / (1.0 - rate),
         "width": block(q.shape[-1], 1 << 30),
-        "N": _N,
+        "N": tile,
     }
 
 
@@ -278,8 +283,9 @@ def attention_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     stats = torch.empty(2, batch, heads, queries, dtype=at_least_float32(q.dtype), device=q.device)
     tensors = _whole(q, k, v, by_distance, real, of_queries, of_keys, states)
-    _forward[triton.cdiv(queries, _N), batch * heads](
-        *tensors, out, stats, heads, queries, k.shape[1], width, **_constants(q, causal, states, rate)
+    tile = _tile(q.dtype, backward=False)
+    _forward[triton.cdiv(queries, tile), batch * heads](
+        *tensors, out, stats, heads, queries, k.shape[1], width, **_constants(q, tile, causal, states, rate)
     )
     return out, stats
 
@@ -290,13 +296,13 @@ def attention_backward(
     rate: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `ops/fused/attention.py`."""
-    (batch, queries, heads, width), keys = q.shape, k.shape[1]
-    sizes, constants = (heads, queries, keys, width), _constants(q, causal, states, rate)
-    blocks, blocks_of_keys = triton.cdiv(queries, _N), triton.cdiv(keys, _N)
+    (batch, queries, heads, width), keys, tile = q.shape, k.shape[1], _tile(q.dtype, backward=True)
+    sizes, constants = (heads, queries, keys, width), _constants(q, tile, causal, states, rate)
+    blocks, blocks_of_keys = triton.cdiv(queries, tile), triton.cdiv(keys, tile)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(stats[0])
     asked = heads if by_distance is not None else 0
-    parts = stats.new_zeros(batch * asked, blocks, (blocks_of_keys + 1) * _N)
+    parts = stats.new_zeros(batch * asked, blocks, (blocks_of_keys + 1) * tile)
     distances = stats.new_empty(asked, queries + keys - 1)
     grad, q, k, v, out, *masks = _whole(grad, q, k, v, out, by_distance, real, of_queries, of_keys, states)  # type: ignore[assignment]
     _backward_queries[blocks, batch * heads](
@@ -306,5 +312,6 @@ def attention_backward(
         grad, q, k, v, stats, *masks, delta, dk, dv, *sizes, **constants
     )  # fmt: skip
     if asked:
-        _sum_distances[triton.cdiv(queries + keys - 1, _N), heads](parts, distances, batch, heads, queries, keys, _N)
+        grid = triton.cdiv(queries + keys - 1, tile), heads
+        _sum_distances[grid](parts, distances, batch, heads, queries, keys, tile)
     return dq, dk, dv, distances
