@@ -44,7 +44,7 @@ def formula(config: RunConfig, world: int, record: StepRecord, size: int) -> Byt
     if grid.ep > 1:
         found += _tokens(config, grid, record, size)
     if grid.pp > 1:
-        found += _borders(config, size)
+        found += _borders(config, size) + _shared(config)
     return found
 
 
@@ -96,6 +96,17 @@ def _tokens(config: RunConfig, grid: Grid, record: StepRecord, size: int) -> Byt
     rows = sum(round(layer.routed - layer.dropped) for layer in record.layers.values())
     passes = len(record.layers) * config.train.global_batch // config.train.micro_batch * grid.tp
     return Counter({("ep", "all_to_all"): 4 * rows * model.d_model * size + passes * model.num_experts * _INDEX})
+
+
+def _shared(config: RunConfig) -> Bytes:
+    """Gradients of what several pipeline ranks use (the table, relative biases) are summed over them, after those of
+    data-parallel ranks."""
+    found: Bytes = Counter()
+    for name, owners in _owners(config).items():
+        if len(owners) > 1:
+            elements = param_specs(config.model)[name].size
+            found[f"pp{','.join(map(str, sorted(owners)))}", "all_reduce"] += _WIDE * elements * len(owners)
+    return found
 
 
 def _borders(config: RunConfig, size: int) -> Bytes:
