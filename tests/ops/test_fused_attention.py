@@ -74,12 +74,15 @@ def test_logits_far_apart(library):
     leaves, bias, _, weight = case("more keys", "distances", torch.float32, 0.0)
     leaves = [leaves[0].detach().mul(30).requires_grad_(), *leaves[1:]]
     kernels = load(library)
+    # logits of a thousand are rounded to 1e-4; one key has nearly all the weight, and what Triton's backward takes off
+    # its gradient is a sum over the head's width, the definition's one over the keys
+    allowed = 1e-3 if library == "triton" else 1e-4
     for a, b in zip(
         run(attention, leaves, bias, None, weight),
         run(partial(fused.attention, kernels), leaves, bias, None, weight),
         strict=True,
     ):
-        assert far(a, b) < 1e-4, "logits of some thousands are rounded to 1e-4"
+        assert far(a, b) < allowed
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
