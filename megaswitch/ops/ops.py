@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.adafactor import PASSES, Passes
+from megaswitch.ops.reference.adamw import AdamStep, adamw_
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
@@ -36,6 +37,7 @@ class Ops:
         unpermute: the way back, under their gates.
         attention: softmax attention with the biases of relative positions.
         adafactor: the optimizer's passes over gradients and weights.
+        adamw_: the other optimizer's one.
     """
 
     name: str = "reference"
@@ -53,6 +55,7 @@ class Ops:
     unpermute: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = unpermute
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
     adafactor: Passes = PASSES
+    adamw_: Callable[[Tensor, Tensor, Tensor, Tensor, AdamStep], None] = adamw_
 
     def replaced(self) -> list[str]:
         """Names of the operations that are not plain torch's."""

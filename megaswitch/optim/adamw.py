@@ -1,21 +1,25 @@
-"""AdamW over the flat segments, by torch's own functional form (fused where the device has it)."""
+"""AdamW over the flat segments."""
 
 from collections.abc import Iterator
 
 import torch
-from torch.optim.adamw import adamw
 
+from megaswitch.ops.ops import Ops
+from megaswitch.ops.reference.adamw import AdamStep
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.optimizer import Done, StateTensor, nothing
+
+_RUN = 1 << 20
+"""Elements that are widened together where gradients or moments are narrower than masters: copies of them are small."""
 
 
 class AdamW:
     """Adam with decoupled weight decay; moments are cut like the masters, and as wide unless `optim.moment_dtype` makes
     them bfloat16 between steps."""
 
-    def __init__(self, buckets: Buckets, config: OptimConfig) -> None:
-        self.buckets, self.config = buckets, config
+    def __init__(self, buckets: Buckets, config: OptimConfig, ops: Ops) -> None:
+        self.buckets, self.config, self.adamw_ = buckets, config, ops.adamw_
         narrow = torch.bfloat16 if config.moment_dtype == "bfloat16" else None
         self.first = [torch.zeros_like(b.master, dtype=narrow) for b in buckets.buckets]
         self.second = [torch.zeros_like(b.master, dtype=narrow) for b in buckets.buckets]
@@ -23,28 +27,15 @@ class AdamW:
     @torch.no_grad()
     def step(self, lr: float, count: int, done: Done = nothing) -> None:
         """Update number `count` (from 1); calls `done` with each updated bucket."""
-        config = self.config
+        c = self.config
         for bucket, *moments in zip(self.buckets.buckets, self.first, self.second, strict=True):
-            first, second = (moment.to(bucket.master.dtype) for moment in moments)
-            adamw(
-                [bucket.master],
-                [bucket.wide_gradient()],
-                [first],
-                [second],
-                [],
-                [torch.tensor(float(count - 1), device=first.device)],
-                fused=True,
-                amsgrad=False,
-                beta1=config.beta1,
-                beta2=config.beta2,
-                lr=lr,
-                weight_decay=config.weight_decay if bucket.kind.decay else 0.0,
-                eps=config.eps,
-                maximize=False,
-            )
-            for moment, wide in zip(moments, (first, second), strict=True):
-                if moment.dtype != wide.dtype:
-                    moment.copy_(wide)
+            step = AdamStep(count, lr, c.beta1, c.beta2, c.eps, c.weight_decay if bucket.kind.decay else 0.0)
+            tensors = (bucket.master, bucket.grad_segment, *moments)
+            alike = len({tensor.dtype for tensor in tensors}) == 1
+            length = bucket.segment_size if alike else _RUN
+            for start in range(0, bucket.segment_size, length):
+                weights_N, grad_N, first_N, second_N = (tensor[start : start + length] for tensor in tensors)
+                self.adamw_(weights_N, grad_N, first_N, second_N, step)
             done(bucket)
 
     def state(self) -> Iterator[StateTensor]:

@@ -10,4 +10,4 @@ from megaswitch.optim.optimizer import Optimizer
 
 def make_optimizer(buckets: Buckets, config: OptimConfig, ops: Ops) -> Optimizer:
     """Adafactor or AdamW over the buckets' segments."""
-    return Adafactor(buckets, config, ops) if config.name == "adafactor" else AdamW(buckets, config)
+    return Adafactor(buckets, config, ops) if config.name == "adafactor" else AdamW(buckets, config, ops)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from torch import Tensor
-
 from megaswitch.model.micro_batch import Sequences
 from megaswitch.model.record import Record, StepRecord
 from megaswitch.optim.bucket import Bucket
@@ -72,11 +70,10 @@ def compute_gradients(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Gradients computed, their norm read: both numbers are equal on all ranks, so that all come to one decision."""
+    """Gradients computed, their norm read: these numbers are equal on all ranks, so that all come to one decision."""
 
     record: StepRecord
     loss: float
-    norm: Tensor
     grad_norm: float
 
     @property
@@ -88,7 +85,7 @@ def _attempt(system: System, sequences: Sequence[Sequences], step: int, *, stop:
     record = compute_gradients(system, sequences, step, stop=stop)
     norm = gradient_norm(system.buckets)
     grad_norm = float(host_read("grad_norm", norm.unsqueeze(0))[0])
-    return _Attempt(record, total_loss(system, record), norm, grad_norm)
+    return _Attempt(record, total_loss(system, record), grad_norm)
 
 
 def train_step(
@@ -111,6 +108,6 @@ def train_step(
         attempt, retried = _attempt(system, sequences, step, stop=stop), True
     lr = learning_rate(config.optim, step, config.train.steps)
     if attempt.finite:
-        clip_(system.buckets, attempt.norm, config.optim.clip)
+        clip_(system.buckets, attempt.grad_norm, config.optim.clip)
         system.optimizer.step(lr, (step if updates is None else updates) + 1, Bucket.begin_publish)
     return StepResult(attempt.loss, attempt.record, attempt.grad_norm, lr, not attempt.finite, retried)

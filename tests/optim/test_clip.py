@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from megaswitch.model.transformer import alone
 from megaswitch.optim.buckets import Buckets
-from megaswitch.optim.clip import clip_, gradient_norm
+from megaswitch.optim.clip import clip_, gradient_norm, sum_of_squares
 from megaswitch.params.spec import Init, ParamSpec
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.grid import make_grid
@@ -70,7 +70,7 @@ def test_clipping(limit, expected):
     buckets = buckets_with(3.0)
     norm = gradient_norm(buckets)
     assert norm.item() == pytest.approx(12.0, rel=1e-15)
-    clip_(buckets, norm, limit)
+    clip_(buckets, norm.item(), limit)
     assert gradient_norm(buckets).item() == pytest.approx(expected, rel=1e-6)
     if expected == 12.0:
         assert gradient_norm(buckets).item() == norm.item(), "not even by a rounding"
@@ -78,5 +78,22 @@ def test_clipping(limit, expected):
 
 def test_no_gradient_is_no_division_by_zero():
     buckets = buckets_with(0.0)
-    clip_(buckets, gradient_norm(buckets), 1.0)
+    clip_(buckets, gradient_norm(buckets).item(), 1.0)
     assert gradient_norm(buckets).item() == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1024, 300_001])
+@pytest.mark.parametrize("types", [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-6)], ids=str)
+def test_sums_of_squares(size, types):
+    dtype, rounding = types
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64).to(dtype)
+    found = sum_of_squares(x, torch.promote_types(dtype, torch.float32))
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert found.item() == pytest.approx(x.double().square().sum().item(), rel=rounding)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(bad):
+    x = torch.zeros(5000)
+    x[4999] = bad
+    assert not sum_of_squares(x, torch.float32).isfinite()

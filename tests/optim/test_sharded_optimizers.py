@@ -111,7 +111,7 @@ def run(topology: Topology, config: OptimConfig, zero: bool, clip: float = 0.0) 
         buckets.reduce()
         norm = gradient_norm(buckets)
         norms.append(norm.item())
-        clip_(buckets, norm, clip)
+        clip_(buckets, norm.item(), clip)
         optimizer.step(0.01 * step, step)
         with torch.no_grad():
             buckets.publish()
