@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from megaswitch.ops.apex.backend import apex_ops
+from megaswitch.ops.apex.load import apex_kernels
 from megaswitch.ops.config import Backend
 from megaswitch.ops.cpp.backend import cpp_ops
 from megaswitch.ops.cpp.load import cpp_kernels
@@ -31,7 +33,11 @@ class Source:
     ops: Callable[[Any], Ops]
 
 
-SOURCES = {"cpp": Source("cpu", cpp_kernels, cpp_ops), "triton": Source("cuda", triton_kernels, triton_ops)}
+SOURCES = {
+    "cpp": Source("cpu", cpp_kernels, cpp_ops),
+    "triton": Source("cuda", triton_kernels, triton_ops),
+    "apex": Source("cuda", apex_kernels, apex_ops),
+}
 """Backends with kernels of their own, the fastest of a device first."""
 
 

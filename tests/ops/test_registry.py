@@ -1,11 +1,13 @@
 """Which operations a run gets, and what it is told when it cannot have them."""
 
 import logging
+import sys
 
 import pytest
 import torch
 
 from megaswitch.ops import registry
+from megaswitch.ops.apex.load import apex_kernels
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.registry import availability, choose_ops, in_words
 from megaswitch.ops.unavailable import Unavailable
@@ -56,3 +58,24 @@ def test_shapes_alone_answer_on_the_meta_device():
     total, normed = ops.add_rms_norm(x, x, w)
     (total.sum() + normed.sum()).backward()
     assert x.grad.shape == x.shape and w.grad.shape == w.shape
+
+
+def test_an_apex_that_is_not_nvidias_is_told_apart(monkeypatch, tmp_path):
+    """PyPI's apex is another project."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(Unavailable, match="this apex is not NVIDIA's"):
+        apex_kernels.__wrapped__()
+    sys.modules.pop("apex")
+
+
+def test_without_apex_it_is_said_how_to_get_it():
+    assert "NVIDIA apex is not installed: build it" in availability()["apex"]
+
+
+def test_shapes_of_apex_are_those_of_triton():
+    ops = choose_ops("apex", META)
+    assert ops.name == "apex"
+    assert {"rms_norm", "adafactor", "dropout"} <= set(ops.replaced())

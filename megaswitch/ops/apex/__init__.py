@@ -1,0 +1,1 @@
+"""NVIDIA apex's norms and AdamW, where somebody has built it; never a requirement."""
