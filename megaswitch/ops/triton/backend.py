@@ -7,7 +7,10 @@ from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform
+from megaswitch.ops.fused.permute import permute, unpermute
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
+from megaswitch.ops.fused.router import route_top1
+from megaswitch.ops.fused.routing import count_choices, lane_order, queue
 from megaswitch.ops.ops import Ops
 
 
@@ -22,5 +25,11 @@ def triton_ops(kernels: Any) -> Ops:
         features_uniform=partial(features_uniform, kernels),
         cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
         cross_entropy_gradient_=partial(cross_entropy_gradient_, kernels),
+        route_top1=partial(route_top1, kernels),
+        queue=partial(queue, kernels),
+        count_choices=partial(count_choices, kernels),
+        lane_order=partial(lane_order, kernels),
+        permute=partial(permute, kernels),
+        unpermute=partial(unpermute, kernels),
         adafactor=passes(kernels),
     )

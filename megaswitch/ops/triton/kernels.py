@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megaswitch.ops.triton import adafactor, attention, cross_entropy, dropout, rms_norm
+from megaswitch.ops.triton import adafactor, attention, cross_entropy, dropout, permute, rms_norm, router, routing
 
 IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "add_rms_norm_forward": rms_norm.add_rms_norm_forward,
@@ -20,4 +20,11 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "features_uniform": dropout.features_uniform,
     "cross_entropy_statistics": cross_entropy.cross_entropy_statistics,
     "cross_entropy_gradient_": cross_entropy.cross_entropy_gradient_,
+    "route_top1_forward": router.route_top1_forward,
+    "route_top1_backward": router.route_top1_backward,
+    "queue": routing.queue,
+    "count_choices": routing.count_choices,
+    "lane_order": routing.lane_order,
+    "collect_rows": permute.collect_rows,
+    "collect_rows_backward": permute.collect_rows_backward,
 }
