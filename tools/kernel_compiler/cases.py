@@ -1,6 +1,7 @@
 """Every operation as a model of realistic size calls it: tensors have shapes and types alone.
 
-B sequences, L tokens, D d_model, V the vocabulary, N tokens, E experts, F the width of a feed-forward layer.
+B sequences, L tokens, D d_model, V the vocabulary, N tokens, E experts, F the width of a feed-forward layer, H heads,
+K width of a head.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 from megaswitch.ops.triton.kernels import IMPLEMENTATIONS
 
 BF16, F32 = torch.bfloat16, torch.float32
-B, L, D, F, E, V = 8, 512, 768, 3072, 16, 32128
+B, L, D, F, E, V, H, K = 8, 512, 768, 3072, 16, 32128, 12, 64
 N = B * L
 
 
@@ -25,7 +26,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Names of operations and calls of them."""
     for dtype in (BF16, F32):
         yield from _activations(dtype)
+        yield from _attention(dtype)
         yield from _optimizer(dtype)
+    yield from _routing()
 
 
 def _case(name: str, *args: object) -> tuple[str, Callable[[], object]]:
@@ -43,6 +46,37 @@ def _activations(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]
     logits, target = on_paper(N, V, dtype=dtype), on_paper(N, dtype=torch.int64)
     yield _case("cross_entropy_statistics", logits, target)
     yield _case("cross_entropy_gradient_", logits, target, rstd, rstd, 1e-4)
+
+
+def _attention(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The encoder's (distances, padding, dropout) and the decoder's (distances, causal, packed sequences)."""
+    x, stats, distances = on_paper(B, L, H, K, dtype=dtype), on_paper(2, B, H, L), on_paper(H, 2 * L - 1)
+    real, segment = on_paper(B, L, dtype=torch.bool), on_paper(B, L, dtype=torch.int64)
+    states = on_paper(B, H, L, dtype=torch.int64)
+    for options in (
+        (distances, real, None, None, False, states, 0.1),
+        (distances, None, segment, segment, True, None, 0.0),
+    ):
+        yield _case("attention_forward", x, x, x, *options)
+        yield _case("attention_backward", x, x, x, x, x, stats, *options)
+
+
+def _routing() -> Iterator[tuple[str, Callable[[], object]]]:
+    """128 experts, and 2,048."""
+    group, real, one = on_paper(N, dtype=torch.int64), on_paper(N, dtype=torch.bool), on_paper(N)
+    for experts in (128, 2048):
+        logits = on_paper(N, experts)
+        yield _case("route_top1_forward", logits, logits, group, real, 2)
+        grads = (one, one, on_paper(2, experts))
+        yield _case("route_top1_backward", logits, group, one, one, group, real, *grads)
+        index = on_paper(8, L, dtype=torch.int64)
+        yield _case("queue", index, experts)
+        yield _case("count_choices", index.unsqueeze(2), experts)
+        yield _case("lane_order", group, experts + 1)
+    for dtype in (BF16, F32):
+        rows, gate = on_paper(N, D, dtype=dtype), on_paper(N, 1, dtype=dtype)
+        yield _case("collect_rows", rows, gate, group, 1)
+        yield _case("collect_rows_backward", rows, rows, gate, group)
 
 
 def _optimizer(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
