@@ -208,13 +208,14 @@ def _rows(system: "System") -> "Sequence[Sequences]":  # type: ignore[name-defin
     """A step's micro-batches of random ids."""
     import numpy as np
 
-    from megaswitch.data.batch import Batch, shift_right
+    from megaswitch.data.batch import Batch
 
     model, rng = system.config.model, np.random.default_rng(0)
     count = system.config.train.micro_batch
     ids = rng.integers(3, model.vocab_size - 100, (count, model.encoder_length))
     targets = rng.integers(3, model.vocab_size - 100, (count, model.decoder_length))
-    return [Batch(ids, shift_right(targets), targets, np.arange(count))] * system.num_microbatches
+    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    return [Batch(ids, shifted, targets, np.arange(count))] * system.num_microbatches
 
 
 def report_bandwidth(found: dict[str, list[float]], size: int) -> None:

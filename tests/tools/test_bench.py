@@ -56,13 +56,16 @@ def test_help_and_wrong_usage():
     assert "there is no key nonsense" in run("step", "--quick", "--key", "nonsense.key=1").stderr
 
 
-def test_step_as_a_user_calls_it():
-    """In a process of its own, which is pinned."""
-    options = ["--quick", "--peer", "own-t5", "--optimizer", "adafactor"]
-    command = [sys.executable, str(TOOLS / "bench.py"), "step", *options]
+def alone(*arguments):
+    """As a user calls it, in a process of its own, which is pinned: the JSON that it printed."""
+    command = [sys.executable, str(TOOLS / "bench.py"), *arguments, "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_step_as_a_user_calls_it():
+    told = alone("step", "--peer", "own-t5", "--optimizer", "adafactor")
     check(told, "tokens/s")
     assert told["peer"]["name"] == "our own T5 of equal FLOPs"
 
@@ -72,7 +75,7 @@ def test_step_beside_transformers(bench, arguments):
     """Both sides compute the same loss, or there are no figures."""
     told = bench("step", *arguments)[1]
     check(told, "tokens/s")
-    assert told["peer"]["name"].startswith("transformers, ") and told["dropped"] > 0
+    assert told["peer"]["name"].startswith("transformers, ") and 0 <= told["dropped"] < 1
 
 
 def test_other_weights_are_noticed(bench, monkeypatch):
@@ -120,8 +123,9 @@ def test_profile(bench, tmp_path):
     assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
 
 
-def test_scaling_counts_what_the_formulas_say(bench, tmp_path):
-    told = bench("scaling", "--out", str(tmp_path))[1]
+def test_scaling_counts_what_the_formulas_say(tmp_path):
+    """In a process of its own, since it forks: this one may have used threads."""
+    told = alone("scaling", "--out", str(tmp_path))
     check(told, "s")
     modes = {row["mode"]: row for row in told["rows"] if "mode" in row}
     assert set(modes) == {"tp", "pp", "ep", "dp"}
