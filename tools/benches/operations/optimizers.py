@@ -47,7 +47,7 @@ def _case(name: str, size: Size) -> Case:
     return Case(
         f"{name}, {parameters / 1e6:.1f} M parameters",
         ours,
-        ("adafactor",) if name == "adafactor" else (),
+        ("adafactor",) if name == "adafactor" else ("adamw_",),
         own,
         {} if name == "adamw" else adamw,
         updated=parameters * (28.0 if name == "adamw" else 16.0),
