@@ -62,7 +62,8 @@ def cross_entropy(
     *,
     consume: bool = False,
 ) -> TokenLosses:
-    """Losses of each token; `first` is the id of this rank's first column, targets are global ids (int64).
+    """Losses of each token in at least float32, from logits of any type; `first` is the id of this rank's first column,
+    targets are global ids (int64).
 
     With `consume` the backward puts the gradient in the place of the logits (contiguous), which nothing else may need
     by then: so there is never a second array of their size.

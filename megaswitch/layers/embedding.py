@@ -62,7 +62,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits over this rank's part of the vocabulary, in at least float32 (see `model.logits_dtype`)."""
+    """Logits over this rank's part of the vocabulary, in the type of their product (see `model.logits_dtype`)."""
 
     def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
         super().__init__()
@@ -76,4 +76,4 @@ class Head(nn.Module):
         """[B, L, V]; a tied table is used as it is, with the input scaled by d_model^-0.5."""
         inside_BLD = self.region.enter(x_BLD, work)
         scaled_BLD = (widen(inside_BLD) if self.wide else inside_BLD) * self.scale
-        return widen(product(scaled_BLD, self.weight, work, transposed=self.tied))
+        return product(scaled_BLD, self.weight, work, transposed=self.tied)

@@ -23,6 +23,7 @@ from megaswitch.model.record import Record
 from megaswitch.model.units import Unit
 from megaswitch.ops.bias import Bias
 from megaswitch.topology.topology import Topology
+from megaswitch.utils.precision import widen
 
 Carry = dict[str, Tensor]
 """What travels between stages: "x" the encoder's stream, "memory" its result, "y" the decoder's stream; the
@@ -186,7 +187,7 @@ class Stage(nn.Module):
         assert self.head is not None
         logits_BTV = self.head(normed_BLD, ctx.work)
         if batch.targets_BT is None:
-            return {"logits": logits_BTV}
+            return {"logits": widen(logits_BTV)}
         return {piece.writes: self._loss(logits_BTV, batch.targets_BT, ctx, record)}
 
     def _loss(self, logits_BTV: Tensor, targets_BT: Tensor, ctx: Context, record: Record) -> Tensor:

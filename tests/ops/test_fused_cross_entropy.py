@@ -85,3 +85,21 @@ def test_the_loss_and_its_gradient(library, consume):
     if consume:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad((losses.loss_N * weight).sum(), leaf)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_narrow_logits_have_wide_losses_and_narrow_gradients(library):
+    kernels = load(library)
+    ops = Ops(
+        cross_entropy_statistics=lambda *a: fused.cross_entropy_statistics(kernels, *a),
+        cross_entropy_gradient_=lambda *a: fused.cross_entropy_gradient_(kernels, *a),
+    )
+    generator = torch.Generator().manual_seed(0)
+    leaf = torch.randn(17, 41, generator=generator).bfloat16().requires_grad_()
+    wide, target = leaf.detach().float().requires_grad_(), torch.randint(0, 41, (17,), generator=generator)
+    losses = cross_entropy(leaf.view_as(leaf), target, 0, Z_LOSS, ALONE, ops, consume=True)
+    expected = by_torch(wide, target, Z_LOSS)
+    assert far(expected, losses.loss_N) < ROUNDING[torch.float32]
+    expected.sum().backward()
+    losses.loss_N.sum().backward()
+    assert far(wide.grad.bfloat16(), leaf.grad) < ROUNDING[torch.bfloat16]
