@@ -52,8 +52,8 @@ def _group_sums(
     e, g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(2)
     first = tl.program_id(1) * TOKENS
     total = tl.zeros([BLOCK], WIDE)
-    t = first + tl.arange(0, TOKENS)
-    if tl.max((tl.load(group + t, mask=t < T, other=-1) == g).to(tl.int32), 0) > 0:
+    all_t = first + tl.arange(0, TOKENS)
+    if tl.max((tl.load(group + all_t, mask=all_t < T, other=-1) == g).to(tl.int32), 0) > 0:
         for start in range(first, first + TOKENS, TILE):
             t = start + tl.arange(0, TILE)
             there = t < T
