@@ -16,7 +16,7 @@ void forward_row(const T* x, const T* y, const T* w, T* total, T* normed, wide_t
   using W = wide_t<T>;
   if (y) {
 #pragma omp simd
-    for (int64_t d = 0; d < width; ++d) total[d] = static_cast<T>(W(x[d]) + W(y[d]));
+    for (int64_t d = 0; d < width; ++d) total[d] = narrow<T>(W(x[d]) + W(y[d]));
     x = total;
   }
   W squares = 0;
@@ -25,7 +25,7 @@ void forward_row(const T* x, const T* y, const T* w, T* total, T* normed, wide_t
   const W r = W(1) / std::sqrt(squares / W(width) + W(eps));
 #pragma omp simd
   for (int64_t d = 0; d < width; ++d) {
-    normed[d] = static_cast<T>(W(static_cast<T>(W(x[d]) * r)) * W(w[d]));
+    normed[d] = narrow<T>(W(narrow<T>(W(x[d]) * r)) * W(w[d]));
   }
   *rstd = r;
 }
@@ -39,18 +39,18 @@ void backward_row(const T* grad, const T* more, const T* x, const T* w, wide_t<T
   for (int64_t d = 0; d < width; ++d) {
     const W normed = W(x[d]) * r;
     dot += W(grad[d]) * W(w[d]) * normed;
-    dw[d] += W(grad[d]) * W(static_cast<T>(normed));
+    dw[d] += W(grad[d]) * W(narrow<T>(normed));
   }
   const W slope = r * r * dot / W(width);
   if (more) {
 #pragma omp simd
     for (int64_t d = 0; d < width; ++d) {
-      dx[d] = static_cast<T>(W(more[d]) + r * W(grad[d]) * W(w[d]) - W(x[d]) * slope);
+      dx[d] = narrow<T>(W(more[d]) + r * W(grad[d]) * W(w[d]) - W(x[d]) * slope);
     }
   } else {
 #pragma omp simd
     for (int64_t d = 0; d < width; ++d) {
-      dx[d] = static_cast<T>(r * W(grad[d]) * W(w[d]) - W(x[d]) * slope);
+      dx[d] = narrow<T>(r * W(grad[d]) * W(w[d]) - W(x[d]) * slope);
     }
   }
 }
