@@ -23,16 +23,26 @@ class Row:
     products: str
 
 
-_TITLES = ("GPU", "operation", "kernel", "types", "warps", "registers", "shared memory", "spilled", "products")
-
-
 def as_table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(_TITLES) + " |", "|---" * len(_TITLES) + "|"]
+    """Markdown: a line for a kernel and its types, numbers of the GPUs side by side, the greatest of all choices."""
+    archs = sorted({row.arch for row in rows})
+    titles = ["operation", "kernel", "types", "warps", "registers", "shared memory", "spilled", "products"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        cells = [f"sm_{row.arch}", *(str(cell) for cell in list(asdict(row).values())[1:])]
-        lines.append("| " + " | ".join(cells) + " |")
+        groups.setdefault((row.operation, row.kernel, row.types), []).append(row)
+    for key, group in groups.items():
+        by_arch = [[row for row in group if row.arch == arch] for arch in archs]
+        warps = ", ".join(str(n) for n in sorted({row.warps for row in group}))
+        numbers = (_side_by_side(by_arch, name) for name in ("registers", "shared", "spilled"))
+        products = " / ".join(dict.fromkeys(row.products for row in group))
+        lines.append(f"| {' | '.join([*key, warps, *numbers, products])} |")
     return "\n".join(lines)
+
+
+def _side_by_side(by_arch: Sequence[Sequence[Row]], name: str) -> str:
+    most = [max((getattr(row, name) for row in rows), default=0) for rows in by_arch]
+    return str(most[0]) if len(set(most)) == 1 else " / ".join(str(n) for n in most)
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:

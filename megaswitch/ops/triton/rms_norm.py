@@ -49,21 +49,23 @@ def _backward(grad, more, x, w, rstd, dx, parts, N, D, each, WIDE: tl.constexpr,
     """Rows [program x each, + each): their gradients, and what they bring to the weight's."""
     d = tl.arange(0, BLOCK)
     inside = d < D
-    first = tl.program_id(0).to(tl.int64) * each
+    first = tl.program_id(0) * each
+    at = d + first.to(tl.int64) * D
     dw = tl.zeros([BLOCK], WIDE)
+    weight = tl.load(w + d, mask=inside, other=0.0).to(x.dtype.element_ty).to(WIDE)
     for n in range(first, tl.minimum(first + each, N)):
-        row = tl.load(x + n * D + d, mask=inside, other=0.0)
-        g = tl.load(grad + n * D + d, mask=inside, other=0.0).to(WIDE)
-        weight = tl.load(w + d, mask=inside, other=0.0).to(row.dtype).to(WIDE)
+        row = tl.load(x + at, mask=inside, other=0.0)
+        g = tl.load(grad + at, mask=inside, other=0.0).to(WIDE)
         r = tl.load(rstd + n)
         value = row.to(WIDE)
         gw = g * weight
         slope = r * r * tl.sum(gw * value, 0) * r / D
         out = r * gw - value * slope
         if more is not None:
-            out += tl.load(more + n * D + d, mask=inside, other=0.0).to(WIDE)
-        tl.store(dx + n * D + d, out.to(row.dtype), mask=inside)
+            out += tl.load(more + at, mask=inside, other=0.0).to(WIDE)
+        tl.store(dx + at, out.to(row.dtype), mask=inside)
         dw += g * (value * r).to(row.dtype).to(WIDE)
+        at += D
     tl.store(parts + tl.program_id(0) * D + d, dw, mask=inside)
 
 

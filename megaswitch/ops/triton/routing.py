@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _RUN = 128
+_WARPS = 16  # 32 comparisons a thread
 
 
 @triton.jit
@@ -44,7 +45,7 @@ def _place(index, before, place, order, S, E, RUN: tl.constexpr):
     i = tl.arange(0, RUN)
     earlier = (e[:, None] == e[None, :]) & (i[None, :] < i[:, None])
     first = tl.load(before + (g * tl.num_programs(0) + tl.program_id(0)) * E + e, mask=valid, other=0)
-    at = tl.where(valid, first + tl.sum(earlier.to(tl.int64), 1), 0)
+    at = tl.where(valid, first + tl.sum(earlier.to(tl.int32), 1), 0)
     tl.store(place + g * S + s, at, mask=s < S)
     if order is not None:
         tl.store(order + at, s.to(tl.int64), mask=valid)
@@ -66,8 +67,9 @@ def queue(index: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     parts = _counts(index, num_experts)
     upto = parts.cumsum(1)
     place = torch.zeros_like(index)
+    sizes = (index.shape[1], num_experts)
     if parts.numel():
-        _place[parts.shape[1], len(index)](index, upto - parts, place, None, index.shape[1], num_experts, _RUN)
+        _place[parts.shape[1], len(index)](index, upto - parts, place, None, *sizes, _RUN, num_warps=_WARPS)
     return place, parts.sum(1)
 
 
@@ -85,5 +87,6 @@ def lane_order(lane: Tensor, lanes: int) -> tuple[Tensor, Tensor, Tensor]:
     before = parts.cumsum(1) - parts + (count.cumsum(0) - count)
     order, place = torch.empty_like(lane), torch.empty_like(lane)
     if parts.numel():
-        _place[parts.shape[1], 1](lane.contiguous(), before, place, order, len(lane), lanes, _RUN)
+        sizes = (len(lane), lanes)
+        _place[parts.shape[1], 1](lane.contiguous(), before, place, order, *sizes, _RUN, num_warps=_WARPS)
     return order, place, count
