@@ -3,9 +3,9 @@
 Example:
   python tools/compile_kernels.py --arch 80 90 100 --json kernels.json
 
-A row is a kernel and its types as a model of realistic size launches it, the greatest of all choices of warps where a GPU
-would be asked which is fastest: registers a thread, bytes of shared memory a program, bytes of registers that spill to
-memory, of each GPU, and which instructions do its products. No GPU is needed; nothing is run.
+A row is a kernel and its types as a model of realistic size launches it, the greatest of all choices of warps where a
+GPU would be asked which is fastest: registers a thread, bytes of shared memory a program, bytes of registers that spill
+to memory, of each GPU, and which instructions do its products. No GPU is needed; nothing is run.
 """
 
 import argparse
