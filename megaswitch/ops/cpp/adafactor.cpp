@@ -15,8 +15,8 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kRows = 64;    // of a block
-constexpr int64_t kTogether = 4;  // rows read side by side
-constexpr int64_t kTile = 2048;  // columns whose sums stay in the nearest cache
+constexpr int64_t kLine = 16;    // numbers of a cache line
+constexpr int64_t kTile = 1 << 16;  // columns whose sums stay in a near cache
 constexpr int64_t kSmall = 1 << 18;  // elements of a matrix that one thread takes alone
 
 // One matrix of a stack: rows of C numbers, so many numbers apart.
@@ -76,59 +76,36 @@ void for_matrices(int64_t batch, int64_t size, const F& f) {
   });
 }
 
-// f(r, number of rows): by four rows, then one by one, so that sums do not wait for each other.
-template <typename F>
-void for_rows(int64_t begin, int64_t end, const F& f) {
-  int64_t r = begin;
-  for (; r + kTogether <= end; r += kTogether) f(r, std::integral_constant<int, kTogether>());
-  for (; r < end; ++r) f(r, std::integral_constant<int, 1>());
-}
-
-// Squares (plus eps each) of N rows' stretches of n columns.
-template <int N, typename G, typename W>
-void add_row_squares(const Matrix<const G>& grad, int64_t r, int64_t c, int64_t n, W* row, W* col, W eps) {
-  const G *g0 = grad.row(r) + c, *g1 = grad.row(r + N / 4) + c, *g2 = grad.row(r + N / 2) + c,
-          *g3 = grad.row(r + N - 1) + c;
-  W s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = 0; i < n; ++i) {
-    const W q0 = W(g0[i]) * W(g0[i]) + eps;
-    s0 += q0;
-    if constexpr (N == 1) {
-      col[i] += q0;
-    } else {
-      const W q1 = W(g1[i]) * W(g1[i]) + eps, q2 = W(g2[i]) * W(g2[i]) + eps, q3 = W(g3[i]) * W(g3[i]) + eps;
-      s1 += q1;
-      s2 += q2;
-      s3 += q3;
-      col[i] += (q0 + q1) + (q2 + q3);
-    }
+template <typename G, typename W>
+W row_squares(const G* g, W* col, int64_t n, W eps) {
+  W sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < n; ++c) {
+    const W square = W(g[c]) * W(g[c]) + eps;
+    sum += square;
+    col[c] += square;
   }
-  row[r] += s0;
-  if constexpr (N > 1) {
-    row[r + 1] += s1;
-    row[r + 2] += s2;
-    row[r + 3] += s3;
-  }
+  return sum;
 }
 
 // Sums of squares (plus eps each) of one matrix, by row and by column.
 template <typename G, typename W>
 void sum_squares(const Matrix<const G>& grad, W* row, W* col, W eps) {
   const int64_t rows = grad.rows, cols = grad.cols, blocks = blocks_of(rows);
-  std::vector<W> parts(blocks * cols, W(0));
+  const int64_t width = (cols + kLine - 1) / kLine * kLine;
+  std::vector<W> storage(blocks * width + kLine, W(0));
+  W* parts = storage.data();  // from where a cache line begins: numbers that lie in two are slow to come back
+  while (reinterpret_cast<uintptr_t>(parts) % (kLine * sizeof(float)) != 0) ++parts;
   for_blocks(rows, cols, [&](int64_t k, int64_t begin, int64_t end) {
     std::fill(row + begin, row + end, W(0));
     for (int64_t c = 0; c < cols; c += kTile) {
-      const int64_t n = std::min(kTile, cols - c);
-      for_rows(begin, end, [&](int64_t r, auto count) {
-        add_row_squares<decltype(count)::value>(grad, r, c, n, row, parts.data() + k * cols + c, eps);
-      });
+      W* part = parts + k * width + c;
+      for (int64_t r = begin; r < end; ++r) row[r] += row_squares(grad.row(r) + c, part, std::min(kTile, cols - c), eps);
     }
   });
   std::fill(col, col + cols, W(0));
   for (int64_t k = 0; k < blocks; ++k) {
-    const W* part = parts.data() + k * cols;
+    const W* part = parts + k * width;
 #pragma omp simd
     for (int64_t c = 0; c < cols; ++c) col[c] += part[c];
   }
@@ -138,45 +115,30 @@ struct Squares {
   double update = 0, weight = 0;
 };
 
-// Squares of updates and weights of N rows' stretches of n columns.
-template <int N, typename G, typename W>
-void add_both(const Matrix<const G>& grad, const Matrix<const W>& p, int64_t r, int64_t c, int64_t n, const W* row,
-              const W* col, Squares& sum) {
-  const G *g0 = grad.row(r) + c, *g1 = grad.row(r + N / 4) + c, *g2 = grad.row(r + N / 2) + c,
-          *g3 = grad.row(r + N - 1) + c;
-  const W *p0 = p.row(r) + c, *p1 = p.row(r + N / 4) + c, *p2 = p.row(r + N / 2) + c, *p3 = p.row(r + N - 1) + c;
-  const W r0 = row[r], r1 = row[r + N / 4], r2 = row[r + N / 2], r3 = row[r + N - 1];
-  W u0 = 0, u1 = 0, u2 = 0, u3 = 0, w0 = 0, w1 = 0, w2 = 0, w3 = 0;
-#pragma omp simd reduction(+ : u0, u1, u2, u3, w0, w1, w2, w3)
-  for (int64_t i = 0; i < n; ++i) {
-    const W by = col[c + i], x0 = W(g0[i]) * r0 * by;
-    u0 += x0 * x0;
-    w0 += p0[i] * p0[i];
-    if constexpr (N > 1) {
-      const W x1 = W(g1[i]) * r1 * by, x2 = W(g2[i]) * r2 * by, x3 = W(g3[i]) * r3 * by;
-      u1 += x1 * x1;
-      u2 += x2 * x2;
-      u3 += x3 * x3;
-      w1 += p1[i] * p1[i];
-      w2 += p2[i] * p2[i];
-      w3 += p3[i] * p3[i];
-    }
+// Squares of updates and weights of a row's stretch.
+template <typename G, typename W>
+void add_row_both(const G* g, const W* p, const W* col, W row, int64_t n, Squares& sum) {
+  W u2 = 0, p2 = 0;
+#pragma omp simd reduction(+ : u2, p2)
+  for (int64_t c = 0; c < n; ++c) {
+    const W u = W(g[c]) * row * col[c];
+    u2 += u * u;
+    p2 += p[c] * p[c];
   }
-  sum.update += (double(u0) + u1) + (double(u2) + u3);
-  sum.weight += (double(w0) + w1) + (double(w2) + w3);
+  sum.update += u2;
+  sum.weight += p2;
 }
 
 template <typename G, typename W>
 Squares both_squares(const Matrix<const G>& grad, const Matrix<const W>& p, const W* row, const W* col) {
   std::vector<Squares> parts(blocks_of(grad.rows));
   for_blocks(grad.rows, grad.cols, [&](int64_t k, int64_t begin, int64_t end) {
-    Squares sum;
-    for (int64_t c = 0; c < grad.cols; c += kTile) {
-      for_rows(begin, end, [&](int64_t r, auto count) {
-        add_both<decltype(count)::value>(grad, p, r, c, std::min(kTile, grad.cols - c), row, col, sum);
-      });
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < grad.cols; c += kTile) {
+        const int64_t n = std::min(kTile, grad.cols - c);
+        add_row_both(grad.row(r) + c, p.row(r) + c, col + c, row[r], n, parts[k]);
+      }
     }
-    parts[k] = sum;
   });
   Squares sum;
   for (const Squares& part : parts) {
