@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,11 @@ import torch
 from megaswitch.ops.apex.backend import apex_ops
 from megaswitch.ops.apex.load import apex_kernels
 from megaswitch.ops.config import Backend
-from megaswitch.ops.cpp.backend import cpp_ops
 from megaswitch.ops.cpp.load import cpp_kernels
+from megaswitch.ops.fused.backend import fused_ops
 from megaswitch.ops.fused.kernels import KERNELS
 from megaswitch.ops.library import SHAPES, library
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.triton.backend import triton_ops
 from megaswitch.ops.triton.load import triton_kernels
 from megaswitch.ops.unavailable import Unavailable
 from megaswitch.utils.errors import UserError
@@ -34,8 +34,8 @@ class Source:
 
 
 SOURCES = {
-    "cpp": Source("cpu", cpp_kernels, cpp_ops),
-    "triton": Source("cuda", triton_kernels, triton_ops),
+    "cpp": Source("cpu", cpp_kernels, partial(fused_ops, "cpp")),
+    "triton": Source("cuda", triton_kernels, partial(fused_ops, "triton")),
     "apex": Source("cuda", apex_kernels, apex_ops),
 }
 """Backends with kernels of their own, the fastest of a device first."""

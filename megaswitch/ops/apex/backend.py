@@ -11,21 +11,20 @@ import torch
 from torch import Tensor
 
 from megaswitch.ops.apex.load import Apex
+from megaswitch.ops.fused.backend import fused_ops
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference import adamw as reference
 from megaswitch.ops.reference.adamw import AdamStep
 from megaswitch.ops.reference.rms_norm import EPSILON
-from megaswitch.ops.triton.backend import triton_ops
 
 
 def apex_ops(apex: Any) -> Ops:
     """Operations by apex (`Apex`), and by Triton where it has none. Where there are kernels' shapes alone, apex's are
     those of Triton's."""
     if not isinstance(apex, Apex):
-        return replace(triton_ops(apex), name="apex")
+        return fused_ops("apex", apex)
     return replace(
-        triton_ops(apex.triton),
-        name="apex",
+        fused_ops("apex", apex.triton),
         rms_norm=partial(rms_norm, apex),
         add_rms_norm=partial(add_rms_norm, apex),
         adamw_=partial(adamw_, apex),

@@ -1,4 +1,4 @@
-"""The operations that the C++ kernels do faster than torch on a CPU."""
+"""The operations that libraries of kernels do faster than torch: C++ on a CPU, Triton on a GPU."""
 
 from functools import partial
 from typing import Any
@@ -14,10 +14,10 @@ from megaswitch.ops.fused.routing import count_choices, lane_order, queue
 from megaswitch.ops.ops import Ops
 
 
-def cpp_ops(kernels: Any) -> Ops:
-    """Operations by these kernels; what is not named stays torch's."""
+def fused_ops(name: str, kernels: Any) -> Ops:
+    """Operations of the backend of that name by its kernels; what is not listed stays torch's."""
     return Ops(
-        name="cpp",
+        name=name,
         rms_norm=partial(rms_norm, kernels),
         add_rms_norm=partial(add_rms_norm, kernels),
         attention=partial(attention, kernels),
