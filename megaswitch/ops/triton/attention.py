@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megaswitch.ops.triton.random import fold
+from megaswitch.ops.triton.random import drawn, threshold
 from megaswitch.ops.triton.tune import block, tuned
 from megaswitch.utils.precision import at_least_float32
 
@@ -30,10 +30,39 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _kept(states, q, m, Q, threshold: tl.constexpr):
+def _place(H, Q, M, K):
+    """This program's sequence, head, both as one number, how far rows lie apart, where queries and where keys begin."""
+    item, row = tl.program_id(1).to(tl.int64), H * K
+    b, h = item // H, item % H
+    return b, h, item, row, (b * Q * H + h) * K, (b * M * H + h) * K
+
+
+@triton.jit
+def _masks(distances, real, of_queries, of_keys, b, h, Q, M):
+    """What is added to the logits of this program's sequence and head."""
+    if distances is not None:
+        distances += h * (Q + M - 1)
+    if real is not None:
+        real += b * M
+    if of_keys is not None:
+        of_queries += b * Q
+        of_keys += b * M
+    return distances, real, of_queries, of_keys
+
+
+@triton.jit
+def _end(Q, M, N: tl.constexpr, causal: tl.constexpr):
+    """Where the keys end that this program's queries see."""
+    end = M
+    if causal:
+        end = tl.minimum(M, (tl.program_id(0) + 1) * N + M - Q)
+    return end
+
+
+@triton.jit
+def _kept(states, item, q, m, Q, threshold: tl.constexpr):
     """[q, m]: whether dropout lets a weight through."""
-    state = tl.load(states + q, mask=q < Q, other=0).to(tl.uint32)
-    return (fold(state[:, None], m.to(tl.int64)[None, :]) >> 8) >= threshold
+    return drawn(states + item * Q, q, Q, m.to(tl.int64)) >= threshold
 
 
 @triton.jit
@@ -58,9 +87,10 @@ def _dot(a, b):
 
 
 @triton.jit
-def _logits(left, right, q, m, distances, real, of_queries, of_keys, Q, M, causal: tl.constexpr, low: tl.constexpr):
+def _logits(left, right, q, m, masks, Q, M, causal: tl.constexpr, low: tl.constexpr):
     """[q, m] with all that is added; keys that are not real or of another segment get a very low number, and there
     are none after the query."""
+    distances, real, of_queries, of_keys = masks
     s = _dot(left, tl.trans(right))
     there = (m < M)[None, :]
     if causal:
@@ -86,35 +116,25 @@ def _forward(
     causal: tl.constexpr, low: tl.constexpr, threshold: tl.constexpr, scale: tl.constexpr,
     width: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    item, row = tl.program_id(1).to(tl.int64), H * K
-    b, h = item // H, item % H
     q = tl.program_id(0) * N + tl.arange(0, N)
-    of_q, of_k = (b * Q * H + h) * K, (b * M * H + h) * K
-    if distances is not None:
-        distances += h * (Q + M - 1)
-    if real is not None:
-        real += b * M
-    if of_keys is not None:
-        of_queries += b * Q
-        of_keys += b * M
+    b, h, item, row, of_q, of_k = _place(H, Q, M, K)
+    masks = _masks(distances, real, of_queries, of_keys, b, h, Q, M)
     left = _rows(q_ptr + of_q, q, Q, row, K, width)
     W: tl.constexpr = stats_ptr.dtype.element_ty
     most = tl.full([N], float("-inf"), W)
     total = tl.zeros([N], W)
     result = tl.zeros([N, width], W)
-    end = M
-    if causal:
-        end = tl.minimum(M, (tl.program_id(0) + 1) * N + M - Q)
+    end = _end(Q, M, N, causal)
     for first in range(0, end, N):
         m = first + tl.arange(0, N)
         right = _rows(k_ptr + of_k, m, M, row, K, width)
-        s = _logits(left, right, q, m, distances, real, of_queries, of_keys, Q, M, causal, low)
+        s = _logits(left, right, q, m, masks, Q, M, causal, low)
         top = tl.maximum(most, tl.max(s, 1))
         p = tl.exp(s - top[:, None])
         before = tl.exp(most - top)
         total = total * before + tl.sum(p, 1)
         if states is not None:
-            p = tl.where(_kept(states + item * Q, q, m, Q, threshold), p, 0.0)
+            p = tl.where(_kept(states, item, q, m, Q, threshold), p, 0.0)
         values = _rows(v_ptr + of_k, m, M, row, K, width)
         result = result * before[:, None] + _dot(p.to(values.dtype), values)
         most = top
@@ -151,18 +171,11 @@ def _backward_queries(
 ):  # fmt: skip
     """Gradients of a block of queries, and what the softmax takes off each (delta); sums by distance into the block's
     row of parts [B H, blocks, blocks of keys x N + N], place m - q + N - 1 by numbers q within the block."""
-    item, row = tl.program_id(1).to(tl.int64), H * K
-    b, h = item // H, item % H
     q = tl.program_id(0) * N + tl.arange(0, N)
-    of_q, of_k = (b * Q * H + h) * K, (b * M * H + h) * K
+    b, h, item, row, of_q, of_k = _place(H, Q, M, K)
+    masks = _masks(distances, real, of_queries, of_keys, b, h, Q, M)
     if distances is not None:
-        distances += h * (Q + M - 1)
         parts_ptr += (item * tl.num_programs(0) + tl.program_id(0)) * (tl.cdiv(M, N) + 1) * N
-    if real is not None:
-        real += b * M
-    if of_keys is not None:
-        of_queries += b * Q
-        of_keys += b * M
     W: tl.constexpr = stats_ptr.dtype.element_ty
     left = _rows(q_ptr + of_q, q, Q, row, K, width)
     grad = _rows(grad_ptr + of_q, q, Q, row, K, width)
@@ -171,17 +184,15 @@ def _backward_queries(
     tl.store(delta_ptr + item * Q + q, delta, mask=q < Q)
     dq = tl.zeros([N, width], W)
     carry = tl.zeros([N], W)
-    end = M
-    if causal:
-        end = tl.minimum(M, (tl.program_id(0) + 1) * N + M - Q)
+    end = _end(Q, M, N, causal)
     for first in range(0, end, N):
         m = first + tl.arange(0, N)
         right = _rows(k_ptr + of_k, m, M, row, K, width)
-        s = _logits(left, right, q, m, distances, real, of_queries, of_keys, Q, M, causal, low)
+        s = _logits(left, right, q, m, masks, Q, M, causal, low)
         p = _weights(s, stats_ptr, item, q, Q)
         dp = _dot(grad, tl.trans(_rows(v_ptr + of_k, m, M, row, K, width))) * scale
         if states is not None:
-            dp = tl.where(_kept(states + item * Q, q, m, Q, threshold), dp, 0.0)
+            dp = tl.where(_kept(states, item, q, m, Q, threshold), dp, 0.0)
         ds = p * (dp - delta[:, None])
         dq += _dot(ds.to(right.dtype), right)
         if distances is not None:
@@ -201,17 +212,9 @@ def _backward_keys(
     width: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values."""
-    item, row = tl.program_id(1).to(tl.int64), H * K
-    b, h = item // H, item % H
     m = tl.program_id(0) * N + tl.arange(0, N)
-    of_q, of_k = (b * Q * H + h) * K, (b * M * H + h) * K
-    if distances is not None:
-        distances += h * (Q + M - 1)
-    if real is not None:
-        real += b * M
-    if of_keys is not None:
-        of_queries += b * Q
-        of_keys += b * M
+    b, h, item, row, of_q, of_k = _place(H, Q, M, K)
+    masks = _masks(distances, real, of_queries, of_keys, b, h, Q, M)
     W: tl.constexpr = stats_ptr.dtype.element_ty
     right = _rows(k_ptr + of_k, m, M, row, K, width)
     values = _rows(v_ptr + of_k, m, M, row, K, width)
@@ -224,12 +227,12 @@ def _backward_keys(
         q = first + tl.arange(0, N)
         left = _rows(q_ptr + of_q, q, Q, row, K, width)
         grad = _rows(grad_ptr + of_q, q, Q, row, K, width)
-        s = _logits(left, right, q, m, distances, real, of_queries, of_keys, Q, M, causal, low)
+        s = _logits(left, right, q, m, masks, Q, M, causal, low)
         p = _weights(s, stats_ptr, item, q, Q)
         dp = _dot(grad, tl.trans(values)) * scale
         weights = p * scale
         if states is not None:
-            kept = _kept(states + item * Q, q, m, Q, threshold)
+            kept = _kept(states, item, q, m, Q, threshold)
             dp, weights = tl.where(kept, dp, 0.0), tl.where(kept, weights, 0.0)
         delta = tl.load(delta_ptr + item * Q + q, mask=q < Q, other=0.0)
         ds = p * (dp - delta[:, None])
@@ -263,7 +266,7 @@ def _constants(q: Tensor, tile: int, causal: bool, states: Tensor | None, rate: 
     return {
         "causal": causal,
         "low": torch.finfo(at_least_float32(q.dtype)).min / 4,
-        "threshold": int(torch.tensor(rate, dtype=torch.float32).mul(2.0**24).ceil()),
+        "threshold": threshold(rate),
         "scale": 1.0 if states is None else 1.0 / (1.0 - rate),
         "width": block(q.shape[-1], 1 << 30),
         "N": tile,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megaswitch.ops.triton.random import fold
+from megaswitch.ops.triton.random import drawn, threshold
 from megaswitch.ops.triton.tune import wide
 
 _TILE = {"ROWS": 16, "COLS": 256}
@@ -27,13 +27,6 @@ def _places(N, F, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _drawn(states, n, f, N, first):
-    """24 random bits [n, f]."""
-    state = tl.load(states + n, mask=n < N, other=0).to(tl.uint32)
-    return fold(state[:, None], (f.to(tl.int64) + first)[None, :]) >> 8
-
-
-@triton.jit
 def _dropout(
     x, states, out, N, F, first, threshold: tl.constexpr, scale: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -41,14 +34,14 @@ def _dropout(
     n, f, inside = _places(N, F, ROWS, COLS)
     at = n[:, None] * F + f[None, :]
     value = tl.load(x + at, mask=inside, other=0.0)
-    kept = (_drawn(states, n, f, N, first) >= threshold).to(WIDE)
+    kept = (drawn(states, n, N, f.to(tl.int64) + first) >= threshold).to(WIDE)
     tl.store(out + at, (value.to(WIDE) * kept * scale).to(value.dtype), mask=inside)
 
 
 @triton.jit
 def _uniform(states, out, N, F, first, ROWS: tl.constexpr, COLS: tl.constexpr):
     n, f, inside = _places(N, F, ROWS, COLS)
-    numbers = _drawn(states, n, f, N, first).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+    numbers = drawn(states, n, N, f.to(tl.int64) + first).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
     tl.store(out + n[:, None] * F + f[None, :], numbers, mask=inside)
 
 
@@ -60,9 +53,8 @@ def dropout(x: Tensor, states: Tensor, rate: float, first_feature: int) -> Tenso
     """See `ops/fused/dropout.py`."""
     x, (rows, width) = x.contiguous(), x.shape
     out = torch.empty_like(x)
-    threshold = int(torch.tensor(rate, dtype=torch.float32).mul(2.0**24).ceil())  # numbers are multiples of 2^-24
     if out.numel():
-        numbers = (rows, width, first_feature, threshold, 1.0 / (1.0 - rate), wide(x.dtype))
+        numbers = (rows, width, first_feature, threshold(rate), 1.0 / (1.0 - rate), wide(x.dtype))
         _dropout[_grid(rows, width)](x, states.contiguous(), out, *numbers, **_TILE)
     return out
 

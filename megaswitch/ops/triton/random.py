@@ -1,5 +1,6 @@
 """The stateless generator of `ops/reference/random.py` in 32 bits, for kernels that draw its numbers as they go."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -18,3 +19,15 @@ def fold(state, counter):
     """The state (uint32) with a counter (int64) folded in."""
     folded = mix(state + counter.to(tl.uint32) * WEYL)
     return mix(folded + (counter >> 32).to(tl.uint32) * WEYL + 1)
+
+
+@triton.jit
+def drawn(states, n, N, counter):
+    """24 random bits of the states of rows n of N and of counters (int64): [n, counter]."""
+    state = tl.load(states + n, mask=n < N, other=0).to(tl.uint32)
+    return fold(state[:, None], counter[None, :]) >> 8
+
+
+def threshold(rate: float) -> int:
+    """The least such bits that dropout lets through: numbers are multiples of 2^-24, compared in float32."""
+    return int(torch.tensor(rate, dtype=torch.float32).mul(2.0**24).ceil())
