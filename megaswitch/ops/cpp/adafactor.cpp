@@ -65,13 +65,14 @@ void for_blocks(int64_t rows, int64_t cols, const F& f) {
 }
 
 // Small matrices a thread each, large ones by all threads.
-template <typename F>
-void for_matrices(int64_t batch, int64_t size, const F& f) {
+template <typename T, typename F>
+void for_matrices(const Stack<T>& stack, const F& f) {
+  const int64_t size = stack.rows * stack.cols;
   if (size > kSmall) {
-    for (int64_t b = 0; b < batch; ++b) f(b);
+    for (int64_t b = 0; b < stack.batch; ++b) f(b);
     return;
   }
-  at::parallel_for(0, batch, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, size)), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, stack.batch, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, size)), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) f(b);
   });
 }
@@ -115,6 +116,23 @@ struct Squares {
   double update = 0, weight = 0;
 };
 
+Squares sum_of(const std::vector<Squares>& parts) {
+  Squares sum;
+  for (const Squares& part : parts) {
+    sum.update += part.update;
+    sum.weight += part.weight;
+  }
+  return sum;
+}
+
+// Adds to a unit's sums of squares, one of [2, U].
+template <typename W>
+void add_to(const Tensor& sums, int64_t unit, const Squares& squares) {
+  W* out = sums.data_ptr<W>() + unit * sums.stride(1);
+  out[0] += W(squares.update);
+  out[sums.stride(0)] += W(squares.weight);
+}
+
 // Squares of updates and weights of a row's stretch.
 template <typename G, typename W>
 void add_row_both(const G* g, const W* p, const W* col, W row, int64_t n, Squares& sum) {
@@ -140,12 +158,7 @@ Squares both_squares(const Matrix<const G>& grad, const Matrix<const W>& p, cons
       }
     }
   });
-  Squares sum;
-  for (const Squares& part : parts) {
-    sum.update += part.update;
-    sum.weight += part.weight;
-  }
-  return sum;
+  return sum_of(parts);
 }
 
 template <typename G, typename W>
@@ -161,13 +174,17 @@ void apply(const Matrix<W>& p, const Matrix<const G>& grad, const W* row, const 
   });
 }
 
+// From one number so far towards another, as torch's lerp.
+template <typename W>
+W towards(W from, W to, W weight) {
+  const W step = to - from;
+  return weight < W(0.5) ? from + weight * step : to - step * (W(1) - weight);
+}
+
 template <typename W>
 void lerp(W* running, const W* fresh, W scale, W weight, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const W end = fresh[i] * scale, step = end - running[i];
-    running[i] = weight < W(0.5) ? running[i] + weight * step : end - step * (W(1) - weight);
-  }
+  for (int64_t i = 0; i < n; ++i) running[i] = towards(running[i], fresh[i] * scale, weight);
 }
 
 template <typename W>
@@ -222,7 +239,7 @@ void adafactor_mean_squares_(
     using W = decltype(w);
     const Stack<const G> grads(grad);
     const Lines<W> rp(rows), cp(cols);
-    for_matrices(grads.batch, grads.rows * grads.cols, [&](int64_t b) {
+    for_matrices(grads, [&](int64_t b) {
       std::vector<W> row(grads.rows), col(grads.cols);
       sum_squares(grads[b], row.data(), col.data(), W(eps));
       for (int64_t r = 0; r < grads.rows; ++r) rp[b][r] += row[r] / W(row_length);
@@ -240,15 +257,8 @@ void adafactor_squares_(
     const Stack<const W> p(weights);
     const Lines<const W> row(rows), col(cols);
     std::vector<Squares> found(grads.batch);
-    for_matrices(grads.batch, grads.rows * grads.cols, [&](int64_t b) {
-      found[b] = both_squares(grads[b], p[b], row[b], col[b]);
-    });
-    W* out = sums.data_ptr<W>();
-    for (int64_t b = 0; b < grads.batch; ++b) {
-      const int64_t unit = sums.size(1) == 1 ? 0 : b * sums.stride(1);
-      out[unit] += W(found[b].update);
-      out[sums.stride(0) + unit] += W(found[b].weight);
-    }
+    for_matrices(grads, [&](int64_t b) { found[b] = both_squares(grads[b], p[b], row[b], col[b]); });
+    for (int64_t b = 0; b < grads.batch; ++b) add_to<W>(sums, sums.size(1) == 1 ? 0 : b, found[b]);
   });
 }
 
@@ -261,7 +271,7 @@ void adafactor_apply_(
     const Stack<W> p(weights);
     const Lines<const W> row(rows), col(cols);
     const W* scales = scale.const_data_ptr<W>();
-    for_matrices(grads.batch, grads.rows * grads.cols, [&](int64_t b) {
+    for_matrices(grads, [&](int64_t b) {
       apply(p[b], grads[b], row[b], col[b], scales[scale.size(0) == 1 ? 0 : b * scale.stride(0)]);
     });
   });
@@ -276,9 +286,7 @@ void adafactor_update_(const Tensor& weights, const Tensor& rows, const Tensor& 
     const Stack<const G> grads(grad);
     const Stack<W> p(weights);
     const Lines<W> rp(rows), cp(cols);
-    for_matrices(grads.batch, grads.rows * grads.cols, [&](int64_t b) {
-      update_matrix(p[b], grads[b], rp[b], cp[b], settings);
-    });
+    for_matrices(grads, [&](int64_t b) { update_matrix(p[b], grads[b], rp[b], cp[b], settings); });
   });
 }
 
@@ -290,8 +298,7 @@ Squares moments_run(W* second, const W* p, const G* g, W weight, W eps, int64_t 
   W u2 = 0, p2 = 0;
 #pragma omp simd reduction(+ : u2, p2)
   for (int64_t i = 0; i < n; ++i) {
-    const W square = W(g[i]) * W(g[i]) + eps, step = square - second[i];
-    const W moved = weight < W(0.5) ? second[i] + weight * step : square - step * (W(1) - weight);
+    const W moved = towards(second[i], W(g[i]) * W(g[i]) + eps, weight);
     const W u = W(g[i]) / std::sqrt(moved);
     second[i] = moved;
     u2 += u * u;
@@ -326,14 +333,7 @@ void adafactor_moments_(const Tensor& second, const Tensor& sums, const Tensor& 
     for_runs(size, [&](int64_t k, int64_t at, int64_t n) {
       parts[k] = moments_run(s + at, p + at, gp + at, W(1 - decay), W(eps), n);
     });
-    Squares sum;
-    for (const Squares& part : parts) {
-      sum.update += part.update;
-      sum.weight += part.weight;
-    }
-    W* out = sums.data_ptr<W>();
-    out[0] += W(sum.update);
-    out[sums.stride(0)] += W(sum.weight);
+    add_to<W>(sums, 0, sum_of(parts));
   });
 }
 

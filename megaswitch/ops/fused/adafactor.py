@@ -3,6 +3,7 @@
 B matrices of R rows and C columns, U units, N elements; see `reference/adafactor.py`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,33 +53,11 @@ KERNELS = (
 )
 
 
-def _side_by_side(grad_BRC: Tensor, *lines: Tensor) -> bool:
-    """Whether kernels find a row's numbers side by side; else (experts are factored dimensions) torch does the work."""
-    return grad_BRC.stride(2) == 1 and all(line.stride(1) == 1 for line in lines)
-
-
-def _add_mean_squares_(
-    kernels: Any, rows_BR: Tensor, cols_BC: Tensor, grad_BRC: Tensor, row_length: int, col_length: int
-) -> None:
-    if not _side_by_side(grad_BRC, rows_BR, cols_BC):
-        return reference.add_mean_squares_(rows_BR, cols_BC, grad_BRC, row_length, col_length)
-    kernels.adafactor_mean_squares_(rows_BR, cols_BC, grad_BRC, row_length, col_length, SQUARE_EPSILON)
-
-
-def _add_squares_(
-    kernels: Any, sums_2U: Tensor, weights_BRC: Tensor, grad_BRC: Tensor, rows_BR: Tensor, cols_BC: Tensor
-) -> None:
-    if not _side_by_side(grad_BRC, rows_BR, cols_BC):
-        return reference.add_squares_(sums_2U, weights_BRC, grad_BRC, rows_BR, cols_BC)
-    kernels.adafactor_squares_(sums_2U, weights_BRC, grad_BRC, rows_BR, cols_BC)
-
-
-def _apply_(
-    kernels: Any, weights_BRC: Tensor, grad_BRC: Tensor, rows_BR: Tensor, cols_BC: Tensor, scale_U: Tensor
-) -> None:
-    if not _side_by_side(grad_BRC, rows_BR, cols_BC):
-        return reference.apply_(weights_BRC, grad_BRC, rows_BR, cols_BC, scale_U)
-    kernels.adafactor_apply_(weights_BRC, grad_BRC, rows_BR, cols_BC, scale_U)
+def _by(kernel: Callable[..., None], definition: Callable[..., None], *arguments: Any) -> None:
+    """By the kernel, which reads a row's numbers side by side; where they are not (experts are factored dimensions) by
+    torch."""
+    side_by_side = all(x.stride(-1) == 1 for x in arguments if isinstance(x, Tensor))
+    (kernel if side_by_side else definition)(*arguments)
 
 
 def _update_(
@@ -88,19 +67,14 @@ def _update_(
     kernels.adafactor_update_(weights_BRC, rows_BR, cols_BC, grad_BRC, *numbers)
 
 
-def _add_moments_(
-    kernels: Any, second_N: Tensor, sums_21: Tensor, weights_N: Tensor, grad_N: Tensor, decay: float
-) -> None:
-    kernels.adafactor_moments_(second_N, sums_21, weights_N, grad_N, decay, SQUARE_EPSILON)
-
-
 def passes(kernels: Any) -> Passes:
     """`ops.reference.adafactor`'s passes by these kernels."""
+    mean_squares_ = partial(kernels.adafactor_mean_squares_, eps=SQUARE_EPSILON)
     return Passes(
-        add_mean_squares_=partial(_add_mean_squares_, kernels),
-        add_squares_=partial(_add_squares_, kernels),
-        apply_=partial(_apply_, kernels),
+        add_mean_squares_=partial(_by, mean_squares_, reference.add_mean_squares_),
+        add_squares_=partial(_by, kernels.adafactor_squares_, reference.add_squares_),
+        apply_=partial(_by, kernels.adafactor_apply_, reference.apply_),
         update_=partial(_update_, kernels),
-        add_moments_=partial(_add_moments_, kernels),
+        add_moments_=partial(kernels.adafactor_moments_, eps=SQUARE_EPSILON),
         apply_moments_=kernels.adafactor_apply_moments_,
     )
