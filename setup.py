@@ -34,6 +34,7 @@ def kernels():
     capability = torch.backends.cpu.get_cpu_capability()
     march = os.environ.get("MEGASWITCH_MARCH", "native" if capability in ("AVX2", "AVX512") else "")
     flags = ["-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]  # of torch's headers and the compiler's own
     flags += [f"-march={march}"] * bool(march)
     flags += [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
     library = CppExtension(

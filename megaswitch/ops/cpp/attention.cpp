@@ -62,8 +62,10 @@ template <typename W>
 class Room {
  public:
   Room(int64_t numbers, const Tensor& like) : all_(at::empty({numbers}, like.options().dtype(wide_type<W>()))) {}
-  W* take(int64_t count) {
-    W* part = all_.template data_ptr<W>() + used_;
+  template <typename E = W>
+  E* take(int64_t count) {
+    static_assert(sizeof(E) == sizeof(W));
+    E* part = static_cast<E*>(all_.mutable_data_ptr()) + used_;
     used_ += (count + 15) / 16 * 16;
     TORCH_INTERNAL_ASSERT(used_ <= all_.numel());
     return part;
@@ -129,6 +131,16 @@ struct Statistic {
   W most, inverse;
 };
 
+// What so many lanes hold together, always in the same order.
+template <typename W, typename Join>
+W join_lanes(W* lanes, Join join) {
+#pragma GCC unroll 8
+  for (int64_t half = kPanel<W> / 2; half > 0; half /= 2) {
+    for (int64_t l = 0; l < half; ++l) lanes[l] = join(lanes[l], lanes[l + half]);
+  }
+  return lanes[0];
+}
+
 // Logits into exponentials, those of dropped weights 0; beyond `limit` there are none, up to the panels' end.
 template <typename W, bool kDropped>
 Statistic<W> softmax_row(W* s, int64_t limit, int64_t end, const Row<W>& row) {
@@ -145,7 +157,7 @@ Statistic<W> softmax_row(W* s, int64_t limit, int64_t end, const Row<W>& row) {
       most[l] = x > most[l] ? x : most[l];
     }
   }
-  const W top = *std::max_element(most, most + P);
+  const W top = join_lanes<W>(most, [](W a, W b) { return a > b ? a : b; });
   for (int64_t m = 0; m < end; m += P) {
 #pragma omp simd
     for (int64_t l = 0; l < P; ++l) {
@@ -154,9 +166,7 @@ Statistic<W> softmax_row(W* s, int64_t limit, int64_t end, const Row<W>& row) {
       s[m + l] = !kDropped || row.kept(m + l) ? e : W(0);
     }
   }
-  W sum = 0;
-  for (int64_t l = 0; l < P; ++l) sum += total[l];
-  return {top, W(1) / sum};
+  return {top, W(1) / join_lanes<W>(total, std::plus<W>())};
 }
 
 // s: logits into the weights that values were taken with; g: their gradients into those of the logits, which are added
@@ -179,8 +189,7 @@ void softmax_backward_row(W* s, W* g, int64_t limit, int64_t end, const Row<W>& 
       g[m + l] = dp;
     }
   }
-  W delta = 0;
-  for (int64_t l = 0; l < P; ++l) delta += total[l];
+  const W delta = join_lanes<W>(total, std::plus<W>());
 #pragma omp simd
   for (int64_t m = 0; m < end; ++m) {
     const W p = s[m], ds = p * (g[m] - delta);
@@ -190,14 +199,15 @@ void softmax_backward_row(W* s, W* g, int64_t limit, int64_t end, const Row<W>& 
   }
 }
 
-template <typename T, bool kDropped, typename W = wide_t<T>>
+template <typename T, bool kDropped, typename W = wide_t<T>, typename E = operand_t<T>>
 void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* stats) {
   room.again();
   const Head<W> head(a, item, room);
   const int64_t Q = a.Q(), M = a.M(), K = a.K(), row = a.H() * K, kp = padded<W>(K), mp = padded<W>(M);
   const int64_t of_q = (head.b * Q * a.H() + head.h) * K, of_k = (head.b * M * a.H() + head.h) * K;
   const T* q = a.q.const_data_ptr<T>() + of_q;
-  W *k = room.take(K * mp), *v = room.take(M * kp), *left = room.take(kQueries<W> * kp);
+  E *k = room.template take<E>(K * mp), *v = room.template take<E>(M * kp);
+  E *left = room.template take<E>(kQueries<W> * kp), *rounded = room.template take<E>(kQueries<W> * (mp + kPanel<W>));
   const int64_t width = mp + kPanel<W>;  // not a power of two, which would put all rows of a tile into one set
   W *s = room.take(kQueries<W> * width), *sum = room.take(kQueries<W> * kp);
   pack_transposed(a.k.const_data_ptr<T>() + of_k, M, K, row, k);
@@ -205,7 +215,7 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
   for (int64_t first = 0; first < Q; first += kQueries<W>) {
     const int64_t count = std::min(kQueries<W>, Q - first), keys = head.limit(first + count), end = padded<W>(keys);
     copy_rows(q + first * row, count, K, row, left, kp);
-    multiply<W>(count, end, K, {left, kp, 1}, {k, K}, s, width, false);
+    multiply<E>(count, end, K, {left, kp, 1}, {k, operands<E>(K)}, s, width, false);
     Statistic<W> found[kQueries<W>];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
@@ -213,8 +223,10 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
       stats[item * Q + query] = found[i].most;
       stats[(a.B() * a.H() + item) * Q + query] = found[i].inverse;
     }
+    const Matrix<E> weights = as_operand<E>(s, count, end, width, rounded);
+    const Packed<E> values{v, operands<E>(M)};
     for (int64_t m = 0; m < keys; m += kDepth) {
-      multiply<W>(count, K, std::min(kDepth, keys - m), {s + m, width, 1}, Packed<W>{v, M}.from(m), sum, kp, m > 0);
+      multiply<E>(count, K, std::min(kDepth, keys - m), weights.depth_from(m), values.depth_from(m), sum, kp, m > 0);
     }
     for (int64_t i = 0; i < count; ++i) {
       const W factor = found[i].inverse * head.scale;
@@ -225,7 +237,7 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
 }
 
 // The backward of one sequence and head.
-template <typename T, bool kDropped, typename W = wide_t<T>>
+template <typename T, bool kDropped, typename W = wide_t<T>, typename E = operand_t<T>>
 class Backward {
  public:
   Backward(const Arguments& a, const Tensor& grad, const W* stats, int64_t item, Room<W>& room)
@@ -236,16 +248,19 @@ class Backward {
         inverse_(stats + (a.B() * a.H() + item) * Q_) {
     const T *k = a.k.const_data_ptr<T>() + of_k_, *v = a.v.const_data_ptr<T>() + of_k_;
     const int64_t mp = padded<W>(M_);
-    W *keys_across = room.take(K_ * mp), *values_across = room.take(K_ * mp), *keys = room.take(M_ * kp_);
+    E *keys_across = room.template take<E>(K_ * mp), *values_across = room.template take<E>(K_ * mp);
+    E* keys = room.template take<E>(M_ * kp_);
     pack_transposed(k, M_, K_, row_, keys_across);
     pack_transposed(v, M_, K_, row_, values_across);
     pack(k, M_, K_, row_, keys);
-    keys_across_ = {keys_across, K_};
-    values_across_ = {values_across, K_};
-    keys_ = {keys, M_};
+    keys_across_ = {keys_across, operands<E>(K_)};
+    values_across_ = {values_across, operands<E>(K_)};
+    keys_ = {keys, operands<E>(M_)};
     for (W** sum : {&dk_, &dv_}) std::fill_n(*sum = room.take(M_ * kp_), M_ * kp_, W(0));
-    for (W** block : {&rows_, &q_panels_, &g_panels_, &dq_}) *block = room.take(kQueries<W> * kp_);
+    for (E** block : {&rows_, &q_panels_, &g_panels_}) *block = room.template take<E>(kQueries<W> * kp_);
+    dq_ = room.take(kQueries<W> * kp_);
     for (W** block : {&s_, &g_}) *block = room.take(kQueries<W> * width_);
+    for (E** block : {&weights_, &dlogits_, &dlogits_across_}) *block = room.template take<E>(kQueries<W> * width_);
   }
 
   // Writes the three gradients of this sequence and head, and adds to those of the distances.
@@ -261,9 +276,9 @@ class Backward {
 
  private:
   // C = rows of x, by the keys or values across.
-  void by_keys(const T* x, int64_t count, int64_t end, const Packed<W>& across, W* c) {
+  void by_keys(const T* x, int64_t count, int64_t end, const Packed<E>& across, W* c) {
     copy_rows(x, count, K_, row_, rows_, kp_);
-    multiply<W>(count, end, K_, {rows_, kp_, 1}, across, c, width_, false);
+    multiply<E>(count, end, K_, {rows_, kp_, 1}, across, c, width_, false);
   }
 
   void block(int64_t first, int64_t count, int64_t keys, W* distances) {
@@ -279,11 +294,15 @@ class Backward {
     }
     pack(q, count, K_, row_, q_panels_);
     pack(grad, count, K_, row_, g_panels_);
+    const Matrix<E> weights = as_transposed_operand<E>(s_, count, end, width_, weights_);
+    const Matrix<E> dlogits = as_operand<E>(g_, count, end, width_, dlogits_);
+    const Matrix<E> dlogits_across = as_transposed_operand<E>(g_, count, end, width_, dlogits_across_);
+    const Packed<E> queries{q_panels_, operands<E>(count)}, grads{g_panels_, operands<E>(count)};
     for (int64_t m = 0; m < keys; m += kDepth) {
       const int64_t some = std::min(kDepth, keys - m);
-      multiply<W>(count, K_, some, {g_ + m, width_, 1}, keys_.from(m), dq_, kp_, m > 0);
-      multiply<W>(some, K_, count, {s_ + m, 1, width_}, {g_panels_, count}, dv_ + m * kp_, kp_, true);
-      multiply<W>(some, K_, count, {g_ + m, 1, width_}, {q_panels_, count}, dk_ + m * kp_, kp_, true);
+      multiply<E>(count, K_, some, dlogits.depth_from(m), keys_.depth_from(m), dq_, kp_, m > 0);
+      multiply<E>(some, K_, count, weights.rows_from(m), grads, dv_ + m * kp_, kp_, true);
+      multiply<E>(some, K_, count, dlogits_across.rows_from(m), queries, dk_ + m * kp_, kp_, true);
     }
   }
 
@@ -297,15 +316,16 @@ class Backward {
   const int64_t Q_, M_, K_, row_, kp_, width_, of_q_, of_k_;
   const T *q_, *grad_;
   const W *most_, *inverse_;
-  Packed<W> keys_across_, values_across_, keys_;
-  W *dk_, *dv_, *rows_, *q_panels_, *g_panels_, *dq_, *s_, *g_;
+  Packed<E> keys_across_, values_across_, keys_;
+  E *rows_, *q_panels_, *g_panels_, *weights_, *dlogits_, *dlogits_across_;
+  W *dk_, *dv_, *dq_, *s_, *g_;
 };
 
 // Calls work(item, room) for each sequence and head; a thread's room holds what one of them needs.
 template <typename W, typename Work>
 void for_each_head(const Arguments& a, Work work) {
   const int64_t kp = padded<W>(a.K()), width = padded<W>(a.M()) + kPanel<W>;
-  const int64_t room = a.Q() + width + 5 * width * kp + kQueries<W> * (4 * kp + 2 * width) + 16 * 16;
+  const int64_t room = a.Q() + width + 5 * width * kp + kQueries<W> * (4 * kp + 5 * width) + 16 * 16;
   at::parallel_for(0, a.B() * a.H(), 1, [&](int64_t begin, int64_t end) {
     Room<W> mine(room, a.q);
     for (int64_t item = begin; item < end; ++item) work(item, mine);

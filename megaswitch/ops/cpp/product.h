@@ -1,5 +1,8 @@
 // Products of small matrices on one thread, C[rows, columns] (+)= A[rows, depth] B[depth, columns].
 //
+// What is multiplied are operands: numbers as wide as the sums, or, of bfloat16 where the processor multiplies that,
+// pairs of numbers that follow each other along the depth; a depth that is odd ends with a 0.
+//
 // A may lie in memory either way round. B is packed: panels of kPanel columns side by side, row after row, zeros where
 // the last panel is wider than B. C's rows have room for whole panels. A tile of C, kRows x kPanel, stays in registers
 // (24 of 32 with 512 bits, 12 of 16 with 256) while the depth passes: each row of it takes one load of A and none of C.
@@ -8,59 +11,138 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "common.h"
 
 namespace megaswitch {
 
-template <typename W>
-using vector_t = at::vec::Vectorized<W>;
+#if defined(__AVX512BF16__) && defined(CPU_CAPABILITY_AVX512)
+#define MEGASWITCH_PAIRS 1
+#else
+#define MEGASWITCH_PAIRS 0
+#endif
 
-template <typename W>
-constexpr int64_t kPanel = 2 * vector_t<W>::size();
+// Two numbers in bfloat16, the first in the low half.
+struct Pair {
+  uint32_t bits;
+};
 
-template <typename W>
-constexpr int kRows = vector_t<W>::size() * sizeof(W) == 64 ? 12 : 6;
+template <typename T>
+using operand_t = std::conditional_t<MEGASWITCH_PAIRS && std::is_same_v<T, c10::BFloat16>, Pair, wide_t<T>>;
 
-// Columns rounded up to whole panels.
-template <typename W>
-inline int64_t padded(int64_t columns) {
-  return (columns + kPanel<W> - 1) / kPanel<W> * kPanel<W>;
+template <typename E>
+constexpr bool kPairs = std::is_same_v<E, Pair>;
+
+template <typename E>
+using sum_t = std::conditional_t<kPairs<E>, float, E>;
+
+template <typename E>
+constexpr int64_t kNumbers = kPairs<E> ? 2 : 1;
+
+// Operands of so many numbers along the depth.
+template <typename E>
+constexpr int64_t operands(int64_t numbers) {
+  return (numbers + kNumbers<E> - 1) / kNumbers<E>;
 }
 
-// A matrix in memory: the distances between its rows and between the numbers of a row.
-template <typename W>
+template <typename E>
+using vector_t = at::vec::Vectorized<sum_t<E>>;
+
+template <typename E>
+constexpr int64_t kPanel = 2 * vector_t<E>::size();
+
+template <typename E>
+constexpr int kRows = vector_t<E>::size() * sizeof(E) == 64 ? 12 : 6;
+
+// Columns rounded up to whole panels.
+template <typename E>
+inline int64_t padded(int64_t columns) {
+  return (columns + kPanel<E> - 1) / kPanel<E> * kPanel<E>;
+}
+
+// A matrix in memory: the distances between its rows and between the operands of a row.
+template <typename E>
 struct Matrix {
-  const W* data;
+  const E* data;
   int64_t row, step;
+  Matrix rows_from(int64_t m) const { return {data + m * row, row, step}; }
+  Matrix depth_from(int64_t d) const { return {data + d / kNumbers<E> * step, row, step}; }
 };
 
-// Panels in memory, each a number of rows that may be more than the depth that is used.
-template <typename W>
+// Panels in memory, each a number of rows of operands that may be more than those of the depth that is used.
+template <typename E>
 struct Packed {
-  const W* data;
+  const E* data;
   int64_t rows;
-  Packed from(int64_t row) const { return {data + row * kPanel<W>, rows}; }
-  const W* panel(int64_t column) const { return data + column * rows; }
+  Packed depth_from(int64_t d) const { return {data + d / kNumbers<E> * kPanel<E>, rows}; }
+  const E* panel(int64_t column) const { return data + column * rows; }
 };
 
-template <typename W, int R>
-void tile(const Matrix<W>& a, const W* b, int64_t depth, W* c, int64_t width, bool add) {
-  using V = vector_t<W>;
+// A vector of operands; one of them repeated; a sum with the products of two.
+template <typename W>
+inline vector_t<W> load(const W* x) {
+  return vector_t<W>::loadu(x);
+}
+
+template <typename W>
+inline vector_t<W> repeat(W x) {
+  return vector_t<W>(x);
+}
+
+template <typename V>
+inline V add_products(const V& a, const V& b, const V& sum) {
+  return at::vec::fmadd(a, b, sum);
+}
+
+#if MEGASWITCH_PAIRS
+inline __m512bh load(const Pair* x) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(x)); }
+
+inline __m512bh repeat(Pair x) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(x.bits))); }
+
+inline vector_t<Pair> add_products(__m512bh a, __m512bh b, vector_t<Pair> sum) { return _mm512_dpbf16_ps(sum, a, b); }
+
+// Numbers a and then b, rounded.
+inline __m512i rounded(const float* a, const float* b) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(b), _mm512_loadu_ps(a)));
+}
+
+// `count` numbers, of whole panels, rounded into pairs of neighbours.
+inline void round_row(const float* x, int64_t count, Pair* out) {
+  for (int64_t m = 0; m < count; m += 32) _mm512_storeu_si512(out + m / 2, rounded(x + m, x + m + 16));
+}
+
+// Likewise of two rows, the pairs being of one number of each.
+inline void round_rows(const float* x, const float* y, int64_t count, Pair* out) {
+  alignas(64) static constexpr auto kAlternate = [] {
+    std::array<uint16_t, 32> from{};
+    for (uint16_t i = 0; i < 32; ++i) from[i] = i / 2 + i % 2 * 16;
+    return from;
+  }();
+  const __m512i alternate = _mm512_load_si512(kAlternate.data());
+  for (int64_t m = 0; m < count; m += 16) {
+    _mm512_storeu_si512(out + m, _mm512_permutexvar_epi16(alternate, rounded(x + m, y + m)));
+  }
+}
+#endif
+
+template <typename E, int R>
+void tile(const Matrix<E>& a, const E* b, int64_t depth, sum_t<E>* c, int64_t width, bool add) {
+  using V = vector_t<E>;
   V sum[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    sum[r][0] = add ? V::loadu(c + r * width) : V(W(0));
-    sum[r][1] = add ? V::loadu(c + r * width + V::size()) : V(W(0));
+    sum[r][0] = add ? V::loadu(c + r * width) : V(0);
+    sum[r][1] = add ? V::loadu(c + r * width + V::size()) : V(0);
   }
   for (int64_t d = 0; d < depth; ++d) {
-    const V left = V::loadu(b + d * kPanel<W>), right = V::loadu(b + d * kPanel<W> + V::size());
+    const auto left = load(b + d * kPanel<E>), right = load(b + d * kPanel<E> + V::size());
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const V x(a.data[r * a.row + d * a.step]);
-      sum[r][0] = at::vec::fmadd(x, left, sum[r][0]);
-      sum[r][1] = at::vec::fmadd(x, right, sum[r][1]);
+      const auto x = repeat(a.data[r * a.row + d * a.step]);
+      sum[r][0] = add_products(x, left, sum[r][0]);
+      sum[r][1] = add_products(x, right, sum[r][1]);
     }
   }
 #pragma GCC unroll 16
@@ -71,56 +153,104 @@ void tile(const Matrix<W>& a, const W* b, int64_t depth, W* c, int64_t width, bo
 }
 
 // The tile of as many rows as there are, of R at most.
-template <typename W, int R = kRows<W>>
-void some_rows(int64_t rows, const Matrix<W>& a, const W* b, int64_t depth, W* c, int64_t width, bool add) {
+template <typename E, int R = kRows<E>>
+void some_rows(int64_t rows, const Matrix<E>& a, const E* b, int64_t depth, sum_t<E>* c, int64_t width, bool add) {
   if (rows >= R) {
-    tile<W, R>(a, b, depth, c, width, add);
+    tile<E, R>(a, b, depth, c, width, add);
   } else if constexpr (R > 1) {
-    some_rows<W, R - 1>(rows, a, b, depth, c, width, add);
+    some_rows<E, R - 1>(rows, a, b, depth, c, width, add);
   }
 }
 
 // C = A B, or C += A B; `width` is the distance between C's rows, and `columns` are rounded up to panels.
-template <typename W>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<W>& a, const Packed<W>& b, W* c, int64_t width,
-              bool add) {
-  for (int64_t n = 0; n < columns; n += kPanel<W>) {
-    for (int64_t m = 0; m < rows; m += kRows<W>) {
-      const Matrix<W> part{a.data + m * a.row, a.row, a.step};
-      some_rows<W>(rows - m, part, b.panel(n), depth, c + m * width + n, width, add);
+template <typename E>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E>& b, sum_t<E>* c,
+              int64_t width, bool add) {
+  for (int64_t n = 0; n < columns; n += kPanel<E>) {
+    for (int64_t m = 0; m < rows; m += kRows<E>) {
+      some_rows<E>(rows - m, a.rows_from(m), b.panel(n), operands<E>(depth), c + m * width + n, width, add);
     }
   }
 }
 
-// Rows as they are, `width` apart.
-template <typename T, typename W = wide_t<T>>
-void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, W* out, int64_t width) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t d = 0; d < columns; ++d) out[i * width + d] = W(x[i * row + d]);
+// Rows of numbers as operands along the depth, `width` operands apart.
+template <typename E, typename T>
+void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, E* out, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i, x += row, out += width) {
+    if constexpr (kPairs<E>) {
+      for (int64_t d = 0; d < columns / 2; ++d) out[d].bits = x[2 * d].x | uint32_t{x[2 * d + 1].x} << 16;
+      if (columns % 2) out[columns / 2].bits = x[columns - 1].x;
+    } else {
+      for (int64_t d = 0; d < columns; ++d) out[d] = E(x[d]);
+    }
   }
 }
 
 // Panels of a matrix whose rows, `row` numbers apart, are the depth.
-template <typename T, typename W = wide_t<T>>
-void pack(const T* x, int64_t rows, int64_t columns, int64_t row, W* out) {
-  for (int64_t n = 0; n < columns; n += kPanel<W>) {
-    const int64_t count = std::min(kPanel<W>, columns - n);
-    for (int64_t d = 0; d < rows; ++d, out += kPanel<W>) {
-      for (int64_t i = 0; i < count; ++i) out[i] = W(x[d * row + n + i]);
-      for (int64_t i = count; i < kPanel<W>; ++i) out[i] = W(0);
+template <typename E, typename T>
+void pack(const T* x, int64_t rows, int64_t columns, int64_t row, E* out) {
+  for (int64_t n = 0; n < columns; n += kPanel<E>) {
+    const int64_t count = std::min(kPanel<E>, columns - n);
+    for (int64_t d = 0; d < rows; d += kNumbers<E>, out += kPanel<E>) {
+      const T* from = x + d * row + n;
+      if constexpr (kPairs<E>) {
+        const T* next = d + 1 < rows ? from + row : nullptr;
+        for (int64_t i = 0; i < count; ++i) out[i].bits = from[i].x | (next ? uint32_t{next[i].x} << 16 : 0);
+      } else {
+        for (int64_t i = 0; i < count; ++i) out[i] = E(from[i]);
+      }
+      for (int64_t i = count; i < kPanel<E>; ++i) out[i] = E{};
     }
   }
 }
 
+// y[columns, rows] = x[rows, columns], by what moves numbers of the same size.
+template <typename E>
+void transpose(const E* x, int64_t rows, int64_t columns, int64_t row, E* y, int64_t width) {
+  using W = sum_t<E>;
+  at::vec::transpose_mxn<W>(reinterpret_cast<const W*>(x), row, reinterpret_cast<W*>(y), width, rows, columns);
+}
+
 // Panels of the transposed matrix: its rows are the columns, and `depth` numbers of each.
-template <typename T, typename W = wide_t<T>>
-void pack_transposed(const T* x, int64_t rows, int64_t depth, int64_t row, W* out) {
-  for (int64_t n = 0; n < rows; n += kPanel<W>, out += depth * kPanel<W>) {
-    const int64_t count = std::min(kPanel<W>, rows - n);
-    for (int64_t d = 0; d < depth; ++d) {
-      for (int64_t i = 0; i < count; ++i) out[d * kPanel<W> + i] = W(x[(n + i) * row + d]);
-      for (int64_t i = count; i < kPanel<W>; ++i) out[d * kPanel<W> + i] = W(0);
+template <typename E, typename T>
+void pack_transposed(const T* x, int64_t rows, int64_t depth, int64_t row, E* out) {
+  constexpr int64_t kStep = 32;
+  E block[kPanel<E> * kStep];
+  for (int64_t n = 0; n < rows; n += kPanel<E>) {
+    const int64_t count = std::min(kPanel<E>, rows - n);
+    if (count < kPanel<E>) std::fill_n(block, kPanel<E> * kStep, E{});
+    for (int64_t d = 0; d < depth; d += kStep * kNumbers<E>) {
+      const int64_t some = std::min(kStep * kNumbers<E>, depth - d);
+      copy_rows(x + n * row + d, count, some, row, block, kStep);
+      transpose(block, kPanel<E>, operands<E>(some), kStep, out, kPanel<E>);
+      out += operands<E>(some) * kPanel<E>;
     }
+  }
+}
+
+// Sums, in rows of whole panels `width` apart, as the left operand of the next product, to which their columns are the
+// depth: as they are, or rounded into `room` for half as many numbers.
+template <typename E>
+Matrix<E> as_operand(const sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* room) {
+  if constexpr (kPairs<E>) {
+    for (int64_t i = 0; i < rows; ++i) round_row(x + i * width, columns, room + i * width / 2);
+    return {room, width / 2, 1};
+  } else {
+    return {x, width, 1};
+  }
+}
+
+// Likewise transposed: their rows are the depth. After an odd number of rows, one of zeros is written.
+template <typename E>
+Matrix<E> as_transposed_operand(sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* room) {
+  if constexpr (kPairs<E>) {
+    if (rows % 2) std::fill_n(x + rows * width, columns, 0.0f);
+    for (int64_t i = 0; i < rows; i += 2) {
+      round_rows(x + i * width, x + (i + 1) * width, columns, room + i / 2 * width);
+    }
+    return {room, 1, width};
+  } else {
+    return {x, 1, width};
   }
 }
 
