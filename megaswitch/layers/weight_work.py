@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaswitch.ops.reference.grouped import grouped_linear, grouped_weight_grad
+from megaswitch.ops.reference.products import PRODUCTS, Products
 
 Work = Callable[[], None]
 
@@ -23,12 +23,13 @@ class WeightWork:
     """Weight gradients that are still to be computed, in the order in which they came up.
 
     Args:
+        products: what computes products, those with the weights too.
         held_back: whether `meanwhile` leaves the work alone: it is taken whole and done later.
         eager: whether work is done as soon as it comes up, because there is no collective to hide it behind.
     """
 
-    def __init__(self, *, eager: bool = False) -> None:
-        self.held_back, self.eager = False, eager
+    def __init__(self, products: Products = PRODUCTS, *, eager: bool = False) -> None:
+        self.products, self.held_back, self.eager = products, False, eager
         self._todo: list[Work] = []
 
     def put(self, work: Work) -> None:
@@ -66,11 +67,11 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x)
         # not saved like x: recomputation would give back a copy that knows of no main_grad
         ctx.weight, ctx.work, ctx.transposed, ctx.grouped = weight, work, transposed, grouped
-        return _times(x, weight, transposed, grouped)
+        return _times(x, weight, work.products, transposed, grouped)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        (x,), weight = ctx.saved_tensors, ctx.weight
+        (x,), weight, products = ctx.saved_tensors, ctx.weight, ctx.work.products
         transposed, grouped = ctx.transposed, ctx.grouped
         grad = grad.contiguous()
         of_weight = None
@@ -78,33 +79,31 @@ class _Product(torch.autograd.Function):
             main_grad = main_grad_of(weight)
             if main_grad is None:
                 of_weight = torch.zeros_like(weight)
-                _add_weight_grad(of_weight, x, grad, transposed, grouped)
+                _add_weight_grad(of_weight, x, grad, products, transposed, grouped)
             else:
-                ctx.work.put(lambda: _add_weight_grad(main_grad, x, grad, transposed, grouped))
-        of_x = _times(grad, weight, not transposed, grouped) if ctx.needs_input_grad[0] else None
+                ctx.work.put(lambda: _add_weight_grad(main_grad, x, grad, products, transposed, grouped))
+        of_x = _times(grad, weight, products, not transposed, grouped) if ctx.needs_input_grad[0] else None
         return of_x, of_weight, None, None, None
 
 
-def _times(x: Tensor, weight: Tensor, transposed: bool, grouped: Sequence[int] | None) -> Tensor:
+def _times(
+    x: Tensor, weight: Tensor, products: Products, transposed: bool, grouped: Sequence[int] | None
+) -> Tensor:
     weight = weight.to(x.dtype)
     weight = weight.transpose(-1, -2) if transposed else weight
-    return x @ weight if grouped is None else grouped_linear(x, weight, grouped)
+    return products.times(x, weight) if grouped is None else products.grouped_times(x, weight, grouped)
 
 
 @torch.no_grad()
 def _add_weight_grad(
-    into: Tensor, x: Tensor, grad: Tensor, transposed: bool, grouped: Sequence[int] | None
+    into: Tensor, x: Tensor, grad: Tensor, products: Products, transposed: bool, grouped: Sequence[int] | None
 ) -> None:
     """Add x^T grad (its transpose for a weight that is used transposed), expert by expert where `grouped`."""
     rows, cols = (grad, x) if transposed else (x, grad)
-    if grouped is not None:
-        grouped_weight_grad(into, rows, cols, grouped)
-        return
-    rows_IN, cols_NO = rows.flatten(0, -2).t(), cols.flatten(0, -2)
-    if into.dtype == x.dtype:
-        into.addmm_(rows_IN, cols_NO)
+    if grouped is None:
+        products.add_outer_(into, rows.flatten(0, -2), cols.flatten(0, -2))
     else:
-        into.add_(rows_IN @ cols_NO)
+        products.add_grouped_(into, rows, cols, grouped)
 
 
 def product(x: Tensor, weight_IO: Tensor, work: WeightWork, *, transposed: bool = False) -> Tensor:

@@ -12,6 +12,7 @@ from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import dropout, features_uniform
 from megaswitch.ops.reference.permute import permute, unpermute
+from megaswitch.ops.reference.products import PRODUCTS, Products
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.reference.router import Routed, route_top1
 from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
@@ -23,6 +24,7 @@ class Ops:
 
     Args:
         name: the backend they were taken from.
+        products: with weights, and those that give weights' gradients.
         rms_norm: see `reference/rms_norm.py`.
         add_rms_norm: the residual stream's addition and the norm of the sum.
         dropout: by the stateless generator, rows' states given.
@@ -41,6 +43,7 @@ class Ops:
     """
 
     name: str = "reference"
+    products: Products = PRODUCTS
     rms_norm: Callable[[Tensor, Tensor], Tensor] = rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
     dropout: Callable[[Tensor, Tensor, float, int], Tensor] = dropout

@@ -20,6 +20,7 @@ from megaswitch.model.pieces import Piece
 from megaswitch.model.record import Record
 from megaswitch.model.stage import Carry, Stage, carried_after
 from megaswitch.model.units import Unit
+from megaswitch.ops.reference.products import PRODUCTS, Products
 from megaswitch.pipeline.actions import Action, Kind
 from megaswitch.pipeline.tape import Tape
 from megaswitch.topology.placement import place_of, stage_of
@@ -68,14 +69,16 @@ class Executor:
         storage: Storage,
         mailbox: Mailbox,
         *,
+        products: Products = PRODUCTS,
         v_placement: bool = False,
     ) -> None:
-        """`cuts` are the units of every stage of the model, `chunks` this rank's stages in order."""
+        """`cuts` are the units of every stage of the model, `chunks` this rank's stages in order; `products` do those
+        with weights."""
         self.config, self.chunks, self.topology = config, list(chunks), topology
         self.storage, self.mailbox, self.v_placement = storage, mailbox, v_placement
         self.num_stages = len(cuts)
         self.carried = [carried_after(None), *(carried_after(units[-1]) for units in cuts)]
-        self.work = WeightWork(eager=topology.tp.size == topology.ep.size == 1)
+        self.work = WeightWork(products, eager=topology.tp.size == topology.ep.size == 1)
         """Weight gradients of the passes under way, for their contexts."""
         self.beat: Callable[[], None] = lambda: None
         """Called before every action: who watches over the run sees that it gets on."""

@@ -98,5 +98,7 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
         buckets.initialise(config.train.seed)
     chunks = [Stage(config.model, units, buckets.params, topology, first_sentinel, dtype) for units in own]
     mailbox = Mailbox(pp, make_channels(pp, CHANNELS, timeout))
-    executor = Executor(config.model, chunks, cuts, topology, buckets, mailbox, v_placement=layout.v_placement)
+    executor = Executor(
+        config.model, chunks, cuts, topology, buckets, mailbox, products=ops.products, v_placement=layout.v_placement
+    )
     return System(config, topology, buckets, executor, ops, make_optimizer(buckets, config.optim, ops))

@@ -1,6 +1,16 @@
 """Every kernel that a library may implement."""
 
-from megaswitch.ops.fused import adafactor, attention, cross_entropy, dropout, permute, rms_norm, router, routing
+from megaswitch.ops.fused import (
+    adafactor,
+    attention,
+    cross_entropy,
+    dropout,
+    permute,
+    products,
+    rms_norm,
+    router,
+    routing,
+)
 
 KERNELS = (
     *rms_norm.KERNELS,
@@ -11,4 +21,5 @@ KERNELS = (
     *router.KERNELS,
     *routing.KERNELS,
     *permute.KERNELS,
+    *products.KERNELS,
 )

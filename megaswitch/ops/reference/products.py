@@ -1,9 +1,10 @@
-"""Products of runs of rows with the matrices of their experts.
+"""Products with weights and those that give weights' gradients, by one matrix or by the matrices of experts.
 
-N rows sorted by expert, E experts, D inner and F outer width.
+N rows (sorted by expert where they have experts), I inputs, O outputs; E experts, D inner and F outer width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,12 +14,25 @@ _GROUPED_TYPES = (torch.float32, torch.bfloat16)
 _ALIGNMENT = 16  # bytes that torch's grouped product wants strides to be a multiple of
 
 
+def times(x: Tensor, weight_IO: Tensor) -> Tensor:
+    """x W [..., O]."""
+    return x @ weight_IO
+
+
+def add_outer_(into_IO: Tensor, rows_NI: Tensor, cols_NO: Tensor) -> None:
+    """Add to `into` the product rows^T cols: the gradient of `times`'s matrix."""
+    if into_IO.dtype == rows_NI.dtype:
+        into_IO.addmm_(rows_NI.t(), cols_NO)
+    else:
+        into_IO.add_(rows_NI.t() @ cols_NO)
+
+
 def _aligned(w_EDF: Tensor) -> bool:
     size = w_EDF.element_size()
     return all(w_EDF.shape[dim] * size % _ALIGNMENT == 0 for dim in (1, 2))
 
 
-def grouped_linear(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor:
+def grouped_times(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor:
     """[N, F]: the first counts[0] rows times w[0], the next counts[1] times w[1], and so on.
 
     torch's grouped product where it takes the type and the strides, a loop over experts elsewhere.
@@ -33,8 +47,8 @@ def grouped_linear(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor
     return torch.cat([row @ w for row, w in zip(rows, w_EDF.unbind(0), strict=True)])
 
 
-def grouped_weight_grad(into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor, counts: Sequence[int]) -> None:
-    """Add to into[e] the product of expert e's rows, x^T grad: the gradient of `grouped_linear`'s matrices.
+def add_grouped_(into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor, counts: Sequence[int]) -> None:
+    """Add to into[e] the product of expert e's rows, x^T grad: the gradient of `grouped_times`'s matrices.
 
     On a GPU one grouped product in bfloat16; elsewhere a product an expert, straight into `into` where types agree.
     """
@@ -44,7 +58,19 @@ def grouped_weight_grad(into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor, counts:
         return
     parts = zip(into_EDF.unbind(0), torch.split(x_ND, list(counts)), torch.split(grad_NF, list(counts)), strict=True)
     for into_DF, x_MD, grad_MF in parts:
-        if x_MD.shape[0] and into_DF.dtype == x_MD.dtype:
-            into_DF.addmm_(x_MD.t(), grad_MF)
-        elif x_MD.shape[0]:
-            into_DF.add_(x_MD.t() @ grad_MF)
+        if x_MD.shape[0]:
+            add_outer_(into_DF, x_MD, grad_MF)
+
+
+@dataclass(frozen=True)
+class Products:
+    """What computes them, as the functions above do."""
+
+    times: Callable[[Tensor, Tensor], Tensor] = times
+    add_outer_: Callable[[Tensor, Tensor, Tensor], None] = add_outer_
+    grouped_times: Callable[[Tensor, Tensor, Sequence[int]], Tensor] = grouped_times
+    add_grouped_: Callable[[Tensor, Tensor, Tensor, Sequence[int]], None] = add_grouped_
+
+
+PRODUCTS = Products()
+"""torch's own."""
