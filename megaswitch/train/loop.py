@@ -41,6 +41,7 @@ from megaswitch.train.system import System, build, compute_dtype
 from megaswitch.train.watchdog import Watchdog, hang_limit
 from megaswitch.utils.errors import EXIT_PREEMPTED
 from megaswitch.utils.logging import setup
+from megaswitch.utils.malloc import keep_freed_memory
 from megaswitch.utils.precision import multiplies
 from megaswitch.utils.problem import refuse
 
@@ -73,7 +74,7 @@ def train(config: RunConfig, place: Place | None = None) -> int:
     refuse(check(config, place.world))
     source = open_training(config)
     valid = open_validation(config)
-    set_threads(config, place)
+    set_up_processor(config, place)
     with ExitStack() as stack:
         stack.enter_context(process_group(place, config.run.timeout))
         stop = stack.enter_context(stop_on_signals())
@@ -87,8 +88,10 @@ def train(config: RunConfig, place: Place | None = None) -> int:
             return _loop(run, progress, stop)
 
 
-def set_threads(config: RunConfig, place: Place) -> None:
-    """Divide the cores over this machine's processes, unless told otherwise."""
+def set_up_processor(config: RunConfig, place: Place) -> None:
+    """Divide the cores over this machine's processes, unless told otherwise, and keep memory for the next arrays."""
+    if place.device.type == "cpu":
+        keep_freed_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.run.threads or max(1, cores // place.local_world))
 

@@ -16,7 +16,7 @@ from megaswitch.train.check import check
 from megaswitch.train.config import RunConfig
 from megaswitch.train.corpora import lowest_sentinel, open_sets_of
 from megaswitch.train.evaluate import Evaluation, evaluate, num_samples
-from megaswitch.train.loop import set_threads
+from megaswitch.train.loop import set_up_processor
 from megaswitch.train.resume import checkpoint_root, restore_weights
 from megaswitch.train.system import build
 from megaswitch.utils.errors import MissingInputError
@@ -45,7 +45,7 @@ def score(config: RunConfig) -> int:
     setup(place.rank, place.world)
     refuse(check(config, place.world))
     sources = open_sets_of(config)
-    set_threads(config, place)
+    set_up_processor(config, place)
     with process_group(place, config.run.timeout):
         group = cpu_group(place, config.run.timeout)
         path = choose(checkpoint_root(config), config.checkpoint.resume, group)

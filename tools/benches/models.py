@@ -24,6 +24,7 @@ from megaswitch.train.config import RunConfig, TrainConfig
 from megaswitch.train.step import StepResult, train_step
 from megaswitch.train.system import System, build
 from megaswitch.utils.errors import UserError
+from megaswitch.utils.malloc import keep_freed_memory
 
 ALONE = Place(0, 1, 0, 1, torch.device("cpu"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,6 +115,7 @@ class Ours:
     """Our system with its weights, and its step over always the same batch."""
 
     def __init__(self, config: RunConfig) -> None:
+        keep_freed_memory()  # as training does; whatever else is measured in this process has it too
         self.config, self.system = config, build(config, ALONE)
         self.batches = batches_of(self.system)
         self._steps = count()
