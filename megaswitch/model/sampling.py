@@ -48,7 +48,7 @@ def draw(
 ) -> Tensor:
     """One token id [B] (int64) a row: the first at which the summed probabilities pass the row's uniform number."""
     sum_BV = restricted(logits_BV, temperature, top_k, top_p).cumsum(-1)
-    counter_1 = torch.tensor([position], device=key_B.device)
+    counter_1 = torch.full((1,), position, device=key_B.device)
     uniform_B1 = to_uniform(fold(key_B, counter_1)).double()
     # the sum's own end, not 1, so that rounding cannot leave the number beyond the last token
     return torch.searchsorted(sum_BV, uniform_B1 * sum_BV[:, -1:], right=True).squeeze(-1)

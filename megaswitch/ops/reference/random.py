@@ -5,8 +5,12 @@ a resume. Each counter is folded into a 32-bit state by a multiplicative hash (t
 over a Weyl sequence), in 64-bit integers of which the low 32 bits are kept.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", int, Tensor)
 
 _MASK = 0xFFFFFFFF
 _WEYL = 0x9E3779B9
@@ -14,23 +18,27 @@ OPEN_INTERVAL = (2.0**-25, 1.0 - 2.0**-24)
 """Bounds for numbers that must be neither 0 nor 1, as float32 holds them: the largest one drawn is the upper."""
 
 
-def _mix(h: Tensor) -> Tensor:
+def _mix(h: Number) -> Number:
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK
     return h ^ (h >> 16)
 
 
-def fold(state: Tensor, counter_N: Tensor) -> Tensor:
-    """States [..., N] from states [...] and a counter of N int64 numbers (at most 2^62)."""
-    low, high = counter_N & _MASK, counter_N >> 32
-    folded = _mix((state.unsqueeze(-1) + low * _WEYL) & _MASK)
+def _fold(state: Number, counter: Number) -> Number:
+    low, high = counter & _MASK, counter >> 32
+    folded = _mix((state + low * _WEYL) & _MASK)
     return _mix((folded + high * _WEYL + 1) & _MASK)
 
 
+def fold(state: Tensor, counter_N: Tensor) -> Tensor:
+    """States [..., N] from states [...] and a counter of N int64 numbers (at most 2^62)."""
+    return _fold(state.unsqueeze(-1), counter_N)
+
+
 def start(key: int, device: torch.device) -> Tensor:
-    """The state of a 63-bit key, a scalar."""
-    words = torch.tensor([key & _MASK, key >> 32], device=device)
-    return fold(_mix(words[0]), words[1:])[0]
+    """The state of a 63-bit key, a scalar. The host computes it and the device fills it in: the host would wait for a
+    copy."""
+    return torch.full((), _fold(_mix(key & _MASK), key >> 32), dtype=torch.int64, device=device)
 
 
 def to_uniform(state: Tensor) -> Tensor:

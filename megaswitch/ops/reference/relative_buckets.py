@@ -28,7 +28,7 @@ def relative_buckets(relative: Tensor, bidirectional: bool, num_buckets: int = 3
     query count as distance 0; they are masked anyway.
     """
     half = num_buckets // 2 if bidirectional else num_buckets
-    least = torch.tensor(thresholds(half, max_distance), device=relative.device)
+    least = torch.tensor(thresholds(half, max_distance)).to(relative.device, non_blocking=True)
     distance = relative.abs() if bidirectional else (-relative).clamp(min=0)
     bucket = torch.bucketize(distance, least, right=True) - 1
     return bucket + half * (relative > 0) if bidirectional else bucket
