@@ -4,7 +4,7 @@ B sequences, S encoder tokens, T decoder tokens, both padded to a multiple of tp
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def padded_length(length: int, tp: int) -> int:
     return -(-length // tp) * tp
 
 
-def _pad(array: Ids, tp: int) -> Ids:
+def _pad(array: NDArray[Any], tp: int) -> NDArray[Any]:
     more = padded_length(array.shape[1], tp) - array.shape[1]
     return np.pad(array, ((0, 0), (0, more))) if more else array
 
@@ -69,8 +69,10 @@ def make_micro_batch(batch: Sequences, tp: int, device: torch.device, *, route_p
     encoder, targets = _pad(batch.encoder_ids_BS, tp), _pad(batch.targets_BT, tp)
     segments_S, segments_T = batch.encoder_segments_BS, batch.decoder_segments_BT
     encoder_real, decoder_real = encoder != 0, targets != 0
-    inside_encoder = np.broadcast_to(np.arange(encoder.shape[1]) < batch.encoder_ids_BS.shape[1], encoder.shape)
-    inside_decoder = np.broadcast_to(np.arange(targets.shape[1]) < batch.targets_BT.shape[1], targets.shape)
+    encoder_routed, decoder_routed = encoder_real, decoder_real
+    if route_padding:
+        given = batch.encoder_ids_BS, batch.targets_BT
+        encoder_routed, decoder_routed = (_pad(np.ones(ids.shape, np.bool_), tp) for ids in given)
 
     def tensor(array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
@@ -82,8 +84,8 @@ def make_micro_batch(batch: Sequences, tp: int, device: torch.device, *, route_p
         samples_B=tensor(batch.samples_B),
         encoder_real_BS=tensor(encoder_real),
         decoder_real_BT=tensor(decoder_real),
-        encoder_routed_BS=tensor(inside_encoder if route_padding else encoder_real),
-        decoder_routed_BT=tensor(inside_decoder if route_padding else decoder_real),
+        encoder_routed_BS=tensor(encoder_routed),
+        decoder_routed_BT=tensor(decoder_routed),
         encoder_full=bool(encoder_real.all()),
         encoder_segments_BS=None if segments_S is None else tensor(_pad(segments_S, tp)),
         decoder_segments_BT=None if segments_T is None else tensor(_pad(segments_T, tp)),

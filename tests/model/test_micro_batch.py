@@ -1,5 +1,6 @@
 """Micro-batches: padding to what tp splits, and which tokens are real and routed."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_tensors(tp, route_padding):
         assert not chosen[:, own:].any(), "what tp adds is never routed"
     assert batch.samples_B.tolist() == [10, 11]
     assert not batch.encoder_full
+
+
+def test_padding_of_one_row_is_routed_without_a_warning():
+    one = BATCH._replace(**{name: array[:1] for name, array in BATCH._asdict().items() if array is not None})
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error"):
+            batch = make_micro_batch(one, 2, CPU, route_padding=True)
+    finally:
+        torch.set_warn_always(False)
+    assert batch.encoder_routed_BS.tolist() == [[True] * 5 + [False]]
 
 
 def test_full_only_where_nothing_is_padding():
