@@ -1,23 +1,30 @@
-"""The parser of commands with arguments of their own (no torch here)."""
+"""Parsers of programs and of commands with arguments of their own (no torch here)."""
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from megaswitch.utils.errors import UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with the exit code of wrong usage, and texts kept as written."""
+class Program(argparse.ArgumentParser):
+    """argparse, with texts kept as written and the exit code of wrong usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage and message, exits with 64."""
+        self.print_usage(sys.stderr)
+        self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
+
+
+class Parser(Program):
+    """The same for a command of `megaswitch`, which answers for all of them."""
 
     def __init__(self, prog: str, description: str | None, epilog: str, usage: str | None = None) -> None:
-        super().__init__(
-            prog,
-            usage=usage,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # what is no option of the command may be a key of the configuration
-        )
+        # no abbreviations: what is no option of the command may be a key of the configuration
+        super().__init__(prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """UserError with the usage instead of an exit of its own."""

@@ -1,28 +1,18 @@
 """The command line of `tools/bench.py`, which is read before torch is imported: threads are pinned in between."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from megaswitch.data.prep.command import positive
-from megaswitch.utils.errors import UserError
+from megaswitch.utils.arguments import Program
 
 Options = argparse.Namespace
 _PROGRAM = "python tools/bench.py"
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with the exit code of wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
-
-
 def parse(arguments: Sequence[str], about: str) -> Options:
     """The options of one benchmark; `command` is None for --install-peers."""
-    parser = _Parser(_PROGRAM, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Program(prog=_PROGRAM, description=about)
     parser.add_argument("--install-peers", action="store_true", help="install DeepSpeed and Tutel into --peers-dir")
     _peers_dir(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -32,7 +22,6 @@ def parse(arguments: Sequence[str], about: str) -> Options:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example:\n  {_PROGRAM} {name} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add(command)
         _common(command)

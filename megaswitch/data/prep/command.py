@@ -6,28 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megaswitch.utils.arguments import Program
 from megaswitch.utils.errors import CannotWriteError, UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but with the exit code of a usage error and the example kept as written."""
+class Parser(Program):
+    """The parser of a script with an example."""
 
     def __init__(self, description: str, example: str) -> None:
-        super().__init__(
-            description=description,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Prints usage and message, exits with 64."""
-        self.print_usage(sys.stderr)
-        self.exit(UserError.exit_code, f"{self.prog}: error: {message}\n")
+        super().__init__(description=description, epilog=f"example:\n  {example}")
 
 
 def run(work: Callable[[], None], interrupted: str = "nothing was written") -> int:
