@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from benches.floors import optimizer_bytes
 from benches.models import Ours, run_config, switch_model
 from benches.operations.case import Case, Make, Size, Work
 from megaswitch.ops.ops import Ops
@@ -50,7 +51,7 @@ def _case(name: str, size: Size) -> Case:
         ("adafactor",) if name == "adafactor" else ("adamw_",),
         own,
         {} if name == "adamw" else adamw,
-        updated=parameters * (28.0 if name == "adamw" else 16.0),
+        updated=parameters * optimizer_bytes(name),
         units=parameters * 1e-9,
         unit="ns/parameter",
     )
