@@ -13,8 +13,8 @@ from megaswitch.layers import initial
 from megaswitch.layers.context import Context, dropout
 from megaswitch.layers.linear import Linear, linear_spec
 from megaswitch.layers.region import Region
+from megaswitch.layers.weight_work import hidden_units
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.activation import geglu, relu
 from megaswitch.params.spec import ParamSpec
 
 
@@ -43,8 +43,7 @@ class FeedForward(nn.Module):
         return self.region.leave(self.wo(hidden_BLF, ctx.work))
 
     def _hidden(self, x_BLD: Tensor, ctx: Context) -> Tensor:
-        hidden_BLF = self.wi(x_BLD, ctx.work)
-        gate = self.wi_gate
-        hidden_BLF = relu(hidden_BLF) if gate is None else geglu(gate(x_BLD, ctx.work), hidden_BLF)
+        gate_DF = None if self.wi_gate is None else self.wi_gate.weight_IO
+        hidden_BLF = hidden_units(x_BLD, self.wi.weight_IO, gate_DF, ctx.work)
         first = self.region.axis.rank * hidden_BLF.shape[-1]
         return dropout(hidden_BLF, self.rate, f"{self.name}.hidden", ctx, split=False, first_feature=first)

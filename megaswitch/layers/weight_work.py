@@ -71,19 +71,60 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        (x,), weight, products = ctx.saved_tensors, ctx.weight, ctx.work.products
-        transposed, grouped = ctx.transposed, ctx.grouped
+        (x,), weight, work, transposed, grouped = ctx.saved_tensors, ctx.weight, ctx.work, ctx.transposed, ctx.grouped
         grad = grad.contiguous()
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            main_grad = main_grad_of(weight)
-            if main_grad is None:
-                of_weight = torch.zeros_like(weight)
-                _add_weight_grad(of_weight, x, grad, products, transposed, grouped)
-            else:
-                ctx.work.put(lambda: _add_weight_grad(main_grad, x, grad, products, transposed, grouped))
-        of_x = _times(grad, weight, products, not transposed, grouped) if ctx.needs_input_grad[0] else None
+        of_weight = _weight_grad(x, grad, weight, work, transposed, grouped) if ctx.needs_input_grad[1] else None
+        of_x = _times(grad, weight, work.products, not transposed, grouped) if ctx.needs_input_grad[0] else None
         return of_x, of_weight, None, None, None
+
+
+class _Hidden(torch.autograd.Function):
+    """max(x W, 0), or GEGLU of x by W and a gate's matrix: kept are x, and what comes out or both products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, gate: Tensor | None, work: WeightWork, grouped: Sequence[int] | None
+    ) -> Tensor:
+        ctx.weight, ctx.gate, ctx.work, ctx.grouped = weight, gate, work, grouped
+        narrow = weight.to(x.dtype)
+        if gate is None:
+            hidden = work.products.relu_times(x, narrow, grouped)
+            ctx.save_for_backward(x, hidden)
+        else:
+            hidden, *kept = work.products.geglu_times(x, gate.to(x.dtype), narrow, grouped)
+            ctx.save_for_backward(x, *kept)
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, *kept), work, grouped = ctx.saved_tensors, ctx.work, ctx.grouped
+        grad = grad.contiguous()
+        if ctx.gate is None:
+            sides = [(ctx.weight, torch.ops.aten.threshold_backward(grad, kept[0], 0))]
+        else:
+            of_gate, of_x = work.products.geglu_gradient(grad, *kept)
+            sides = [(ctx.weight, of_x), (ctx.gate, of_gate)]
+        of_weights: list[Tensor | None] = [
+            _weight_grad(x, side, weight, work, False, grouped) if needed else None
+            for (weight, side), needed in zip(sides, ctx.needs_input_grad[1:], strict=False)
+        ]
+        parts = [_times(s, w, work.products, True, grouped) for w, s in sides if ctx.needs_input_grad[0]]
+        for other in parts[1:]:
+            parts[0].add_(other)
+        return parts[0] if parts else None, of_weights[0], of_weights[1] if len(sides) == 2 else None, None, None
+
+
+def _weight_grad(
+    x: Tensor, grad: Tensor, weight: Tensor, work: WeightWork, transposed: bool, grouped: Sequence[int] | None
+) -> Tensor | None:
+    """The weight's gradient, or None where it is put aside as work."""
+    products, main_grad = work.products, main_grad_of(weight)
+    if main_grad is None:
+        of_weight = torch.zeros_like(weight)
+        _add_weight_grad(of_weight, x, grad, products, transposed, grouped)
+        return of_weight
+    work.put(lambda: _add_weight_grad(main_grad, x, grad, products, transposed, grouped))
+    return None
 
 
 def _times(
@@ -115,4 +156,13 @@ def product(x: Tensor, weight_IO: Tensor, work: WeightWork, *, transposed: bool 
 def grouped_product(x_NI: Tensor, weight_XIO: Tensor, counts: Sequence[int], work: WeightWork) -> Tensor:
     """[N, O] in x's type: the first counts[0] rows times weight[0], the next counts[1] times weight[1], and so on."""
     out: Tensor = _Product.apply(x_NI, weight_XIO, work, False, counts)  # type: ignore[no-untyped-call]
+    return out
+
+
+def hidden_units(
+    x: Tensor, weight: Tensor, gate: Tensor | None, work: WeightWork, counts: Sequence[int] | None = None
+) -> Tensor:
+    """max(x W, 0), or where there is a gate's matrix GEGLU: gelu(x gate) * (x W); by one matrix [I, O] each or, with
+    counts, by those of the rows' experts [X, I, O]."""
+    out: Tensor = _Hidden.apply(x, weight, gate, work, counts)  # type: ignore[no-untyped-call]
     return out

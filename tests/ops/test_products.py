@@ -6,7 +6,7 @@ from ops.libraries import DTYPES, ROUNDING
 from torch import Tensor
 
 from megaswitch.ops.cpp.load import cpp_kernels
-from megaswitch.ops.fused.products import products
+from megaswitch.ops.fused.products import cpu_products as products
 from megaswitch.ops.reference import products as reference
 from megaswitch.ops.reference.products import grouped_times
 

@@ -28,6 +28,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield from _activations(dtype)
         yield from _attention(dtype)
         yield from _optimizer(dtype)
+        yield from _experts(dtype)
     yield from _routing()
 
 
@@ -77,6 +78,19 @@ def _routing() -> Iterator[tuple[str, Callable[[], object]]]:
         rows, gate = on_paper(N, D, dtype=dtype), on_paper(N, 1, dtype=dtype)
         yield _case("collect_rows", rows, gate, group, 1)
         yield _case("collect_rows_backward", rows, rows, gate, group)
+
+
+def _experts(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Products with matrices as they are and across, of many rows an expert and of few."""
+    x, h, weight = (on_paper(*shape, dtype=dtype) for shape in ((N, D), (N, F), (E, D, F)))
+    counts = [N // E] * E
+    for rows in (counts, [N // (8 * E)] * E):
+        few, wide = x[: sum(rows)], h[: sum(rows)]
+        yield _case("grouped_relu", few, weight, rows)
+        yield _case("grouped_times", wide, weight.mT, rows)
+        yield _case("grouped_geglu", few, weight, weight, rows)
+    yield _case("add_grouped_", on_paper(E, D, F), x, h, counts)
+    yield _case("geglu_backward", h, h, h)
 
 
 def _optimizer(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -59,7 +59,8 @@ def _watch(launch: Any, seen: list[Any]) -> None:
         seen.append(launch(self, *args, grid=grid, warmup=True, **kwargs))
 
     def every_configuration(self: Any, *args: Any, **kwargs: Any) -> None:
-        for config in self.configs:
+        self.nargs = dict(zip(self.arg_names, args, strict=False))
+        for config in self.prune_configs(kwargs):
             self.fn.run(*args, **kwargs, **config.all_kwargs())
 
     JITFunction.run, Autotuner.run = compile_only, every_configuration

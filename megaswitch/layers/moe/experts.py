@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from megaswitch.layers import initial
 from megaswitch.layers.context import Context
-from megaswitch.layers.weight_work import grouped_product
+from megaswitch.layers.weight_work import grouped_product, hidden_units
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.activation import geglu, relu
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Axis
 
@@ -61,11 +60,7 @@ class Experts(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _hidden(self, x_MD: Tensor, counts: Sequence[int], noise_M: Tensor | None, ctx: Context) -> Tensor:
-        hidden_MF = grouped_product(x_MD, self.wi_XDF, counts, ctx.work)
-        if self.wi_gate_XDF is None:
-            hidden_MF = relu(hidden_MF)
-        else:
-            hidden_MF = geglu(grouped_product(x_MD, self.wi_gate_XDF, counts, ctx.work), hidden_MF)
+        hidden_MF = hidden_units(x_MD, self.wi_XDF, self.wi_gate_XDF, ctx.work, counts)
         if noise_M is None:
             return hidden_MF
         return ctx.ops.dropout(hidden_MF, noise_M, self.rate, self.etp.rank * hidden_MF.shape[1])

@@ -8,19 +8,18 @@ from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform
 from megaswitch.ops.fused.permute import permute, unpermute
-from megaswitch.ops.fused.products import products
+from megaswitch.ops.fused.products import cpu_products, gpu_products
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.fused.router import route_top1
 from megaswitch.ops.fused.routing import count_choices, lane_order, queue
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.reference.products import PRODUCTS
 
 
 def fused_ops(name: str, kernels: Any) -> Ops:
     """Operations of the backend of that name by its kernels; what is not listed stays torch's."""
     return Ops(
         name=name,
-        products=products(kernels) if name == "cpp" else PRODUCTS,  # a GPU's are torch's
+        products=cpu_products(kernels) if name == "cpp" else gpu_products(kernels),
         rms_norm=partial(rms_norm, kernels),
         add_rms_norm=partial(add_rms_norm, kernels),
         attention=partial(attention, kernels),

@@ -5,6 +5,7 @@ from megaswitch.ops.fused import (
     attention,
     cross_entropy,
     dropout,
+    geglu,
     permute,
     products,
     rms_norm,
@@ -22,4 +23,5 @@ KERNELS = (
     *routing.KERNELS,
     *permute.KERNELS,
     *products.KERNELS,
+    *geglu.KERNELS,
 )

@@ -1,4 +1,4 @@
-"""Products with weights, each with the addition into the gradient where there is one.
+"""Products with weights, each with the addition into the gradient or the activation where there is one.
 
 N rows (sorted by expert where they have experts), I inputs, O outputs; E experts, D inner and F outer width.
 """
@@ -21,6 +21,11 @@ def _grouped_shapes(x: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor
     return x.new_empty(x.shape[0], weights.shape[2])
 
 
+def _geglu_shapes(x: Tensor, gates: Tensor, weights: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = _grouped_shapes(x, weights, counts)
+    return hidden, hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape)
+
+
 def _changed(into: Tensor, *_: Any) -> Tensor:
     return into
 
@@ -37,6 +42,10 @@ def _grouped_flops(x: Tensor, weights: Tensor, counts: Sequence[int], **_: Any) 
     return 2 * x.numel() * weights.shape[-1]
 
 
+def _geglu_flops(x: Tensor, gates: Tensor, *_: Any, **__: Any) -> int:
+    return 4 * x.numel() * gates.shape[-1]
+
+
 KERNELS = (
     Kernel("times", "(Tensor x, Tensor weight) -> Tensor", _times_shapes, _times_flops),
     Kernel("add_outer_", "(Tensor(a!) into, Tensor rows, Tensor cols) -> Tensor(a!)", _changed, _outer_flops),
@@ -46,6 +55,13 @@ KERNELS = (
         "(Tensor(a!) into, Tensor rows, Tensor cols, int[] counts) -> Tensor(a!)",
         _changed,
         _outer_flops,
+    ),
+    Kernel("grouped_relu", "(Tensor x, Tensor weights, int[] counts) -> Tensor", _grouped_shapes, _grouped_flops),
+    Kernel(
+        "grouped_geglu",
+        "(Tensor x, Tensor gates, Tensor weights, int[] counts) -> (Tensor, Tensor, Tensor)",
+        _geglu_shapes,
+        _geglu_flops,
     ),
 )
 
@@ -58,11 +74,65 @@ def _add_grouped_(kernels: Any, into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor,
     kernels.add_grouped_(into_EDF, x_ND, grad_NF, counts)
 
 
-def products(kernels: Any) -> Products:
-    """`ops.reference.products`'s by these kernels."""
+def _relu_times(kernels: Any, x: Tensor, weight: Tensor, counts: Sequence[int] | None) -> Tensor:
+    out: Tensor = kernels.times(x, weight) if counts is None else kernels.grouped_times(x, weight, counts)
+    return out.relu_()
+
+
+def _geglu_times(
+    kernels: Any, x: Tensor, gate: Tensor, weight: Tensor, counts: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if counts is None:
+        of_gate, of_x = kernels.times(x, gate), kernels.times(x, weight)
+    else:
+        of_gate, of_x = kernels.grouped_times(x, gate, counts), kernels.grouped_times(x, weight, counts)
+    return kernels.geglu(of_gate, of_x), of_gate, of_x
+
+
+def cpu_products(kernels: Any) -> Products:
+    """`ops.reference.products`'s by the kernels for a CPU: those that multiply, and passes of their own after them."""
     return Products(
         times=kernels.times,
         add_outer_=partial(_add_outer_, kernels),
         grouped_times=kernels.grouped_times,
         add_grouped_=partial(_add_grouped_, kernels),
+        relu_times=partial(_relu_times, kernels),
+        geglu_times=partial(_geglu_times, kernels),
+        geglu_gradient=kernels.geglu_backward,
+    )
+
+
+def _by_groups(
+    x: Tensor, counts: Sequence[int] | None, *weights: Tensor
+) -> tuple[Tensor, Sequence[int], Sequence[Tensor]]:
+    """Rows of x, how many each group has, and the groups' matrices; one matrix has one group."""
+    if counts is not None:
+        return x, counts, weights
+    rows = x.flatten(0, -2)
+    return rows, [rows.shape[0]], [weight.unsqueeze(0) for weight in weights]
+
+
+def _relu_in_product(kernels: Any, x: Tensor, weight: Tensor, counts: Sequence[int] | None) -> Tensor:
+    rows, of_group, weights = _by_groups(x, counts, weight)
+    out: Tensor = kernels.grouped_relu(rows, *weights, of_group)
+    return out.view(*x.shape[:-1], weight.shape[-1])
+
+
+def _geglu_in_product(
+    kernels: Any, x: Tensor, gate: Tensor, weight: Tensor, counts: Sequence[int] | None
+) -> tuple[Tensor, ...]:
+    rows, of_group, weights = _by_groups(x, counts, gate, weight)
+    outs: Sequence[Tensor] = kernels.grouped_geglu(rows, *weights, of_group)
+    return tuple(out.view(*x.shape[:-1], weight.shape[-1]) for out in outs)
+
+
+def gpu_products(kernels: Any) -> Products:
+    """`ops.reference.products`'s by the kernels for a GPU, which have activations in the product; of one matrix without
+    an activation they are torch's."""
+    return Products(
+        grouped_times=kernels.grouped_times,
+        add_grouped_=partial(_add_grouped_, kernels),
+        relu_times=partial(_relu_in_product, kernels),
+        geglu_times=partial(_geglu_in_product, kernels),
+        geglu_gradient=kernels.geglu_backward,
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megaswitch.ops.reference.activation import geglu
+
 _GROUPED_TYPES = (torch.float32, torch.bfloat16)
 _ALIGNMENT = 16  # bytes that torch's grouped product wants strides to be a multiple of
 
@@ -32,13 +34,18 @@ def _aligned(w_EDF: Tensor) -> bool:
     return all(w_EDF.shape[dim] * size % _ALIGNMENT == 0 for dim in (1, 2))
 
 
+def _ends(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Where each expert's rows end; the host does not wait for the copy."""
+    return torch.tensor(counts).cumsum(0).to(torch.int32).to(device, non_blocking=True)
+
+
 def grouped_times(x_ND: Tensor, w_EDF: Tensor, counts: Sequence[int]) -> Tensor:
     """[N, F]: the first counts[0] rows times w[0], the next counts[1] times w[1], and so on.
 
     torch's grouped product where it takes the type and the strides, a loop over experts elsewhere.
     """
     if x_ND.dtype in _GROUPED_TYPES and _aligned(w_EDF) and x_ND.shape[0] > 0:
-        ends = torch.tensor(counts, device=x_ND.device).cumsum(0).to(torch.int32)
+        ends = _ends(counts, x_ND.device)
         out_NF = F.grouped_mm(x_ND, w_EDF, offs=ends)
         if out_NF.requires_grad:  # its backward refuses expanded gradients
             out_NF.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
@@ -53,13 +60,36 @@ def add_grouped_(into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor, counts: Sequen
     On a GPU one grouped product in bfloat16; elsewhere a product an expert, straight into `into` where types agree.
     """
     if x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and _aligned(into_EDF) and x_ND.shape[0] > 0:
-        ends = torch.tensor(counts, device=x_ND.device).cumsum(0).to(torch.int32)
+        ends = _ends(counts, x_ND.device)
         into_EDF.add_(F.grouped_mm(x_ND.t(), grad_NF, offs=ends))
         return
     parts = zip(into_EDF.unbind(0), torch.split(x_ND, list(counts)), torch.split(grad_NF, list(counts)), strict=True)
     for into_DF, x_MD, grad_MF in parts:
         if x_MD.shape[0]:
             add_outer_(into_DF, x_MD, grad_MF)
+
+
+def _either(x: Tensor, weight: Tensor, counts: Sequence[int] | None) -> Tensor:
+    return times(x, weight) if counts is None else grouped_times(x, weight, counts)
+
+
+def relu_times(x: Tensor, weight: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """max(x W, 0): `grouped_times` where there are counts, else `times`."""
+    return _either(x, weight, counts).relu_()
+
+
+def geglu_times(
+    x: Tensor, gate: Tensor, weight: Tensor, counts: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GEGLU of x by two matrices, and both products, which its gradient is computed from."""
+    of_gate, of_x = _either(x, gate, counts), _either(x, weight, counts)
+    return geglu(of_gate, of_x), of_gate, of_x
+
+
+def geglu_gradient(grad: Tensor, of_gate: Tensor, of_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of both products from that of `geglu`."""
+    of_gelu = torch.ops.aten.gelu_backward(grad * of_x, of_gate, approximate="tanh")
+    return of_gelu, grad * F.gelu(of_gate, approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -70,6 +100,9 @@ class Products:
     add_outer_: Callable[[Tensor, Tensor, Tensor], None] = add_outer_
     grouped_times: Callable[[Tensor, Tensor, Sequence[int]], Tensor] = grouped_times
     add_grouped_: Callable[[Tensor, Tensor, Tensor, Sequence[int]], None] = add_grouped_
+    relu_times: Callable[[Tensor, Tensor, Sequence[int] | None], Tensor] = relu_times
+    geglu_times: Callable[[Tensor, Tensor, Tensor, Sequence[int] | None], tuple[Tensor, ...]] = geglu_times
+    geglu_gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = geglu_gradient
 
 
 PRODUCTS = Products()

@@ -22,11 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megaswitch.ops.triton.dot import dot
 from megaswitch.ops.triton.random import drawn, threshold
 from megaswitch.ops.triton.tune import block, tuned
 from megaswitch.utils.precision import at_least_float32
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -80,18 +79,11 @@ def _store(x, value, at, count, row, K, width: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b):
-    if INTERPRETED and a.dtype == tl.bfloat16:  # whose bits the interpreter multiplies as if they were whole numbers
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="tf32x3")  # float32's digits, but for the last
-
-
-@triton.jit
 def _logits(left, right, q, m, masks, Q, M, causal: tl.constexpr, low: tl.constexpr):
     """[q, m] with all that is added; keys that are not real or of another segment get a very low number, and there
     are none after the query."""
     distances, real, of_queries, of_keys = masks
-    s = _dot(left, tl.trans(right))
+    s = dot(left, tl.trans(right))
     there = (m < M)[None, :]
     if causal:
         there = there & (m[None, :] <= q[:, None] + M - Q)
@@ -136,7 +128,7 @@ def _forward(
         if states is not None:
             p = tl.where(_kept(states, item, q, m, Q, threshold), p, 0.0)
         values = _rows(v_ptr + of_k, m, M, row, K, width)
-        result = result * before[:, None] + _dot(p.to(values.dtype), values)
+        result = result * before[:, None] + dot(p.to(values.dtype), values)
         most = top
     inverse = 1.0 / total
     _store(out_ptr + of_q, result * (inverse * scale)[:, None], q, Q, row, K, width)
@@ -190,11 +182,11 @@ def _backward_queries(
         right = _rows(k_ptr + of_k, m, M, row, K, width)
         s = _logits(left, right, q, m, masks, Q, M, causal, low)
         p = _weights(s, stats_ptr, item, q, Q)
-        dp = _dot(grad, tl.trans(_rows(v_ptr + of_k, m, M, row, K, width))) * scale
+        dp = dot(grad, tl.trans(_rows(v_ptr + of_k, m, M, row, K, width))) * scale
         if states is not None:
             dp = tl.where(_kept(states, item, q, m, Q, threshold), dp, 0.0)
         ds = p * (dp - delta[:, None])
-        dq += _dot(ds.to(right.dtype), right)
+        dq += dot(ds.to(right.dtype), right)
         if distances is not None:
             tl.store(parts_ptr + m, carry + _diagonals(ds, N, False))
             carry = _diagonals(ds, N, True)
@@ -229,15 +221,15 @@ def _backward_keys(
         grad = _rows(grad_ptr + of_q, q, Q, row, K, width)
         s = _logits(left, right, q, m, masks, Q, M, causal, low)
         p = _weights(s, stats_ptr, item, q, Q)
-        dp = _dot(grad, tl.trans(values)) * scale
+        dp = dot(grad, tl.trans(values)) * scale
         weights = p * scale
         if states is not None:
             kept = _kept(states, item, q, m, Q, threshold)
             dp, weights = tl.where(kept, dp, 0.0), tl.where(kept, weights, 0.0)
         delta = tl.load(delta_ptr + item * Q + q, mask=q < Q, other=0.0)
         ds = p * (dp - delta[:, None])
-        dv += _dot(tl.trans(weights.to(grad.dtype)), grad)
-        dk += _dot(tl.trans(ds.to(left.dtype)), left)
+        dv += dot(tl.trans(weights.to(grad.dtype)), grad)
+        dk += dot(tl.trans(ds.to(left.dtype)), left)
     _store(dk_ptr + of_k, dk, m, M, row, K, width)
     _store(dv_ptr + of_k, dv, m, M, row, K, width)
 

@@ -3,7 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megaswitch.ops.triton import adafactor, attention, cross_entropy, dropout, permute, rms_norm, router, routing
+from megaswitch.ops.triton import (
+    adafactor,
+    attention,
+    cross_entropy,
+    dropout,
+    geglu,
+    grouped,
+    permute,
+    rms_norm,
+    router,
+    routing,
+)
 
 IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "add_rms_norm_forward": rms_norm.add_rms_norm_forward,
@@ -27,4 +38,9 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "lane_order": routing.lane_order,
     "collect_rows": permute.collect_rows,
     "collect_rows_backward": permute.collect_rows_backward,
+    "grouped_times": grouped.grouped_times,
+    "grouped_relu": grouped.grouped_relu,
+    "grouped_geglu": grouped.grouped_geglu,
+    "add_grouped_": grouped.add_grouped_,
+    "geglu_backward": geglu.geglu_backward,
 }

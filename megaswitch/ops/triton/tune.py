@@ -17,8 +17,22 @@ def wide(dtype: torch.dtype) -> Any:
 
 def tuned(warps: Sequence[int], key: Sequence[str]) -> Callable[[Any], Any]:
     """Has the GPU say at the first call for each `key` how many warps serve best; the interpreter takes the first."""
-    counts = warps[:1] if triton.knobs.runtime.interpret else warps
-    decorate: Callable[[Any], Any] = triton.autotune([triton.Config({}, num_warps=n) for n in counts], list(key))
+    return fastest_of([triton.Config({}, num_warps=n) for n in warps], key)
+
+
+def fastest_of(
+    configs: Sequence[Any],
+    key: Sequence[str],
+    keep: Callable[..., list[Any]] | None = None,
+    restored: Sequence[str] = (),
+) -> Callable[[Any], Any]:
+    """`tuned` among those of the configurations that `keep` leaves; arguments named in `restored` are changed in place
+    and put back between."""
+    asked = configs[:1] if triton.knobs.runtime.interpret else configs
+    prune = {"early_config_prune": keep} if keep else None
+    decorate: Callable[[Any], Any] = triton.autotune(
+        list(asked), list(key), prune_configs_by=prune, restore_value=list(restored) or None
+    )
     return decorate
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benches.operations.case import Case, Make, Size, Work, normal
-from megaswitch.layers.weight_work import WeightWork, grouped_product
+from megaswitch.layers.weight_work import WeightWork, grouped_product, hidden_units
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.reference.activation import relu
 
 
 def cases(size: Size) -> list[Case]:
@@ -32,7 +31,7 @@ def _case(size: Size, E: int) -> Case:
             weight.main_grad = torch.zeros_like(weight, dtype=torch.float32)  # type: ignore[attr-defined]
 
         def once() -> None:
-            hidden = relu(grouped_product(x_ND, wi_EDF, counts, work))
+            hidden = hidden_units(x_ND, wi_EDF, None, work, counts)
             grouped_product(hidden, wo_EFD, counts, work).backward(grad_ND.detach())
             x_ND.grad = None
 
