@@ -183,7 +183,7 @@ void softmax_backward_row(W* s, W* g, int64_t limit, int64_t end, const Row<W>& 
 #pragma omp simd
     for (int64_t l = 0; l < P; ++l) {
       const W p = exponential(s[m + l] + row.added(m + l) - saved.most) * saved.inverse;
-      const W dp = g[m + l] * (!kDropped || row.kept(m + l) ? scale : W(0));
+      const W dp = g[m + l] * (!kDropped ? W(1) : row.kept(m + l) ? scale : W(0));
       total[l] += p * dp;
       s[m + l] = p;
       g[m + l] = dp;
@@ -193,7 +193,7 @@ void softmax_backward_row(W* s, W* g, int64_t limit, int64_t end, const Row<W>& 
 #pragma omp simd
   for (int64_t m = 0; m < end; ++m) {
     const W p = s[m], ds = p * (g[m] - delta);
-    s[m] = p * (!kDropped || row.kept(m) ? scale : W(0));
+    if constexpr (kDropped) s[m] = p * (row.kept(m) ? scale : W(0));
     g[m] = ds;
     distances[m] += ds;
   }
@@ -207,7 +207,7 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
   const int64_t of_q = (head.b * Q * a.H() + head.h) * K, of_k = (head.b * M * a.H() + head.h) * K;
   const T* q = a.q.const_data_ptr<T>() + of_q;
   E *k = room.template take<E>(K * mp), *v = room.template take<E>(M * kp);
-  E *left = room.template take<E>(kQueries<W> * kp), *rounded = room.template take<E>(kQueries<W> * (mp + kPanel<W>));
+  E* left = room.template take<E>(kQueries<W> * kp);
   const int64_t width = mp + kPanel<W>;  // not a power of two, which would put all rows of a tile into one set
   W *s = room.take(kQueries<W> * width), *sum = room.take(kQueries<W> * kp);
   pack_transposed(a.k.const_data_ptr<T>() + of_k, M, K, row, k);
@@ -223,7 +223,7 @@ void forward_head(const Arguments& a, int64_t item, Room<W>& room, T* out, W* st
       stats[item * Q + query] = found[i].most;
       stats[(a.B() * a.H() + item) * Q + query] = found[i].inverse;
     }
-    const Matrix<E> weights = as_operand<E>(s, count, end, width, rounded);
+    const Matrix<E> weights = as_operand(s, count, end, width, in_place<E>(s));
     const Packed<E> values{v, operands<E>(M)};
     for (int64_t m = 0; m < keys; m += kDepth) {
       multiply<E>(count, K, std::min(kDepth, keys - m), weights.depth_from(m), values.depth_from(m), sum, kp, m > 0);
@@ -256,18 +256,21 @@ class Backward {
     keys_across_ = {keys_across, operands<E>(K_)};
     values_across_ = {values_across, operands<E>(K_)};
     keys_ = {keys, operands<E>(M_)};
-    for (W** sum : {&dk_, &dv_}) std::fill_n(*sum = room.take(M_ * kp_), M_ * kp_, W(0));
+    for (W** sum : {&dk_, &dv_}) {
+      *sum = room.take(M_ * kp_);
+      if (a.causal || Q_ == 0) std::fill_n(*sum, M_ * kp_, W(0));  // no first block of queries sees all keys
+    }
     for (E** block : {&rows_, &q_panels_, &g_panels_}) *block = room.template take<E>(kQueries<W> * kp_);
     dq_ = room.take(kQueries<W> * kp_);
     for (W** block : {&s_, &g_}) *block = room.take(kQueries<W> * width_);
-    for (E** block : {&weights_, &dlogits_, &dlogits_across_}) *block = room.template take<E>(kQueries<W> * width_);
+    dlogits_ = room.template take<E>(kQueries<W> * width_);
   }
 
   // Writes the three gradients of this sequence and head, and adds to those of the distances.
   void run(T* dq, T* dk, T* dv, W* distances) {
     for (int64_t first = 0; first < Q_; first += kQueries<W>) {
       const int64_t count = std::min(kQueries<W>, Q_ - first);
-      block(first, count, head_.limit(first + count), distances);
+      block(first, count, head_.limit(first + count), head_.causal || first > 0, distances);
       write(dq_, count, dq + of_q_ + first * row_);
     }
     write(dk_, M_, dk + of_k_);
@@ -281,7 +284,8 @@ class Backward {
     multiply<E>(count, end, K_, {rows_, kp_, 1}, across, c, width_, false);
   }
 
-  void block(int64_t first, int64_t count, int64_t keys, W* distances) {
+  // `add`: to the gradients of keys and values.
+  void block(int64_t first, int64_t count, int64_t keys, bool add, W* distances) {
     const T *q = q_ + first * row_, *grad = grad_ + first * row_;
     const int64_t end = padded<W>(keys);
     by_keys(q, count, end, keys_across_, s_);
@@ -294,15 +298,15 @@ class Backward {
     }
     pack(q, count, K_, row_, q_panels_);
     pack(grad, count, K_, row_, g_panels_);
-    const Matrix<E> weights = as_transposed_operand<E>(s_, count, end, width_, weights_);
-    const Matrix<E> dlogits = as_operand<E>(g_, count, end, width_, dlogits_);
-    const Matrix<E> dlogits_across = as_transposed_operand<E>(g_, count, end, width_, dlogits_across_);
+    const Matrix<E> weights = as_transposed_operand(s_, count, end, width_, in_place<E>(s_));
+    const Matrix<E> dlogits = as_operand(g_, count, end, width_, dlogits_);
+    const Matrix<E> dlogits_across = as_transposed_operand(g_, count, end, width_, in_place<E>(g_));
     const Packed<E> queries{q_panels_, operands<E>(count)}, grads{g_panels_, operands<E>(count)};
     for (int64_t m = 0; m < keys; m += kDepth) {
       const int64_t some = std::min(kDepth, keys - m);
       multiply<E>(count, K_, some, dlogits.depth_from(m), keys_.depth_from(m), dq_, kp_, m > 0);
-      multiply<E>(some, K_, count, weights.rows_from(m), grads, dv_ + m * kp_, kp_, true);
-      multiply<E>(some, K_, count, dlogits_across.rows_from(m), queries, dk_ + m * kp_, kp_, true);
+      multiply<E>(some, K_, count, weights.rows_from(m), grads, dv_ + m * kp_, kp_, add);
+      multiply<E>(some, K_, count, dlogits_across.rows_from(m), queries, dk_ + m * kp_, kp_, add);
     }
   }
 
@@ -317,7 +321,7 @@ class Backward {
   const T *q_, *grad_;
   const W *most_, *inverse_;
   Packed<E> keys_across_, values_across_, keys_;
-  E *rows_, *q_panels_, *g_panels_, *weights_, *dlogits_, *dlogits_across_;
+  E *rows_, *q_panels_, *g_panels_, *dlogits_;
   W *dk_, *dv_, *dq_, *s_, *g_;
 };
 
@@ -325,7 +329,7 @@ class Backward {
 template <typename W, typename Work>
 void for_each_head(const Arguments& a, Work work) {
   const int64_t kp = padded<W>(a.K()), width = padded<W>(a.M()) + kPanel<W>;
-  const int64_t room = a.Q() + width + 5 * width * kp + kQueries<W> * (4 * kp + 5 * width) + 16 * 16;
+  const int64_t room = a.Q() + width + 5 * width * kp + kQueries<W> * (4 * kp + 3 * width) + 16 * 16;
   at::parallel_for(0, a.B() * a.H(), 1, [&](int64_t begin, int64_t end) {
     Room<W> mine(room, a.q);
     for (int64_t item = begin; item < end; ++item) work(item, mine);

@@ -24,8 +24,8 @@ namespace megaswitch {
 #define MEGASWITCH_PAIRS 0
 #endif
 
-// Two numbers in bfloat16, the first in the low half.
-struct Pair {
+// Two numbers in bfloat16, the first in the low half. They may take the place in memory of the sums that they were.
+struct __attribute__((may_alias)) Pair {
   uint32_t bits;
 };
 
@@ -173,10 +173,17 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, 
   }
 }
 
+// Fetches what is read some rows later: rows of one head lie too far apart for the processor to guess.
+template <typename T>
+inline void fetch_ahead(const T* x, int64_t columns, int64_t row) {
+  for (int64_t d = 0; d < columns; d += 64 / sizeof(T)) __builtin_prefetch(x + 24 * row + d);
+}
+
 // Rows of numbers as operands along the depth, `width` operands apart.
 template <typename E, typename T>
 void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, E* out, int64_t width) {
   for (int64_t i = 0; i < rows; ++i, x += row, out += width) {
+    fetch_ahead(x, columns, row);
     if constexpr (kPairs<E>) {
       for (int64_t d = 0; d < columns / 2; ++d) out[d].bits = x[2 * d].x | uint32_t{x[2 * d + 1].x} << 16;
       if (columns % 2) out[columns / 2].bits = x[columns - 1].x;
@@ -193,6 +200,7 @@ void pack(const T* x, int64_t rows, int64_t columns, int64_t row, E* out) {
     const int64_t count = std::min(kPanel<E>, columns - n);
     for (int64_t d = 0; d < rows; d += kNumbers<E>, out += kPanel<E>) {
       const T* from = x + d * row + n;
+      for (int64_t i = 0; i < kNumbers<E>; ++i) fetch_ahead(from + i * row, count, row);
       if constexpr (kPairs<E>) {
         const T* next = d + 1 < rows ? from + row : nullptr;
         for (int64_t i = 0; i < count; ++i) out[i].bits = from[i].x | (next ? uint32_t{next[i].x} << 16 : 0);
@@ -229,12 +237,12 @@ void pack_transposed(const T* x, int64_t rows, int64_t depth, int64_t row, E* ou
 }
 
 // Sums, in rows of whole panels `width` apart, as the left operand of the next product, to which their columns are the
-// depth: as they are, or rounded into `room` for half as many numbers.
+// depth: as they are, or rounded into `out`, which may be where they are.
 template <typename E>
-Matrix<E> as_operand(const sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* room) {
+Matrix<E> as_operand(const sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* out) {
   if constexpr (kPairs<E>) {
-    for (int64_t i = 0; i < rows; ++i) round_row(x + i * width, columns, room + i * width / 2);
-    return {room, width / 2, 1};
+    for (int64_t i = 0; i < rows; ++i) round_row(x + i * width, columns, out + i * width / 2);
+    return {out, width / 2, 1};
   } else {
     return {x, width, 1};
   }
@@ -242,16 +250,19 @@ Matrix<E> as_operand(const sum_t<E>* x, int64_t rows, int64_t columns, int64_t w
 
 // Likewise transposed: their rows are the depth. After an odd number of rows, one of zeros is written.
 template <typename E>
-Matrix<E> as_transposed_operand(sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* room) {
+Matrix<E> as_transposed_operand(sum_t<E>* x, int64_t rows, int64_t columns, int64_t width, E* out) {
   if constexpr (kPairs<E>) {
     if (rows % 2) std::fill_n(x + rows * width, columns, 0.0f);
-    for (int64_t i = 0; i < rows; i += 2) {
-      round_rows(x + i * width, x + (i + 1) * width, columns, room + i / 2 * width);
-    }
-    return {room, 1, width};
+    for (int64_t i = 0; i < rows; i += 2) round_rows(x + i * width, x + (i + 1) * width, columns, out + i / 2 * width);
+    return {out, 1, width};
   } else {
     return {x, 1, width};
   }
+}
+
+template <typename E>
+E* in_place(sum_t<E>* x) {
+  return reinterpret_cast<E*>(x);
 }
 
 }  // namespace megaswitch
