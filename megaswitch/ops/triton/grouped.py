@@ -48,7 +48,8 @@ _CONFIGS = [_config(128, 64, 4, 4), _config(256, 64, 8, 3), _config(128, 64, 8, 
 def _held(configs: Sequence[Any], *_: Any, **__: Any) -> list[Any]:
     """What registers have room for: before compute capability 9.0 operands are there, too, and 128 columns suffice
     (an A100 wants 62 operations against a byte)."""
-    most = 128 if driver.active.get_current_target().arch < 90 else 256
+    target = driver.active.get_current_target()
+    most = 256 if target.backend == "cuda" and target.arch >= 90 else 128
     return [config for config in configs if config.kwargs["COLS"] <= most]
 
 
