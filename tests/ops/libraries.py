@@ -3,6 +3,7 @@
 import os
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,6 +29,22 @@ def interpreted_kernels():
     from megaswitch.ops.triton.kernels import IMPLEMENTATIONS
 
     return SimpleNamespace(**IMPLEMENTATIONS)
+
+
+def each(ids=None, **values):
+    """A test's decorator: for every combination of these values."""
+
+    def decorate(test):
+        for name, options in reversed(values.items()):
+            test = pytest.mark.parametrize(name, options, ids=ids)(test)
+        return test
+
+    return decorate
+
+
+def numbers(*shape, seed, dtype):
+    """The same ones in every type, but for their digits."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def far(expected: Tensor, found: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.libraries import LIBRARIES, far, load
+from ops.libraries import LIBRARIES, each, far, load, numbers
 
 from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.reference.adafactor import PASSES, Passes, Step
@@ -12,11 +12,8 @@ TYPES = [(F64, F64), (F32, F32), (BF16, F32), (BF16, F64)]
 """Of gradients and of weights."""
 ROUNDING = {F64: 1e-13, F32: 3e-6}
 SHAPES = [(1, 1, 1), (1, 5, 7), (3, 70, 33), (2, 130, 2100), (40, 6, 24)]
+for_all_matrices = each(library=LIBRARIES, types=TYPES, shape=SHAPES, ids=str)
 STEP = Step(decay=0.3, lr=0.01, clip=0.7, scaled=True)
-
-
-def numbers(*shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 def positive(*shape, seed, dtype):
@@ -60,18 +57,14 @@ def assert_same(expected, found, dtype):
         assert far(a, b) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("types", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@for_all_matrices
 @pytest.mark.parametrize("units", [True, False], ids=["each", "together"])
 def test_passes_over_matrices(library, types, shape, units):
     ours = by_passes(passes(load(library)), shape, types, units=units)
     assert_same(by_passes(PASSES, shape, types, units=units), ours, types[1])
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("types", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@for_all_matrices
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "unscaled"])
 def test_whole_updates(library, types, shape, scaled):
     ours = by_update(passes(load(library)), shape, types, scaled=scaled)

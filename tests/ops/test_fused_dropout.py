@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, far, gradients, load
+from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, far, gradients, load, numbers
 
 from megaswitch.ops.fused import dropout as fused
 from megaswitch.ops.reference import dropout as reference
@@ -16,10 +16,6 @@ def states(rows, key=1234567890123456789):
     return fold(start(key, torch.device("cpu")), torch.arange(rows))
 
 
-def number(shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -27,7 +23,8 @@ def number(shape, seed, dtype):
 def test_equal_bit_for_bit(library, dtype, shape, first):
     kernels, rows = load(library), states(shape[0])
     for rate in RATES:
-        leaves, weights = [number(shape, 0, dtype).requires_grad_()], [number(shape, 1, dtype)]
+        x, weight = (numbers(*shape, seed=seed, dtype=dtype) for seed in (0, 1))
+        leaves, weights = [x.requires_grad_()], [weight]
         (a,), (da,) = gradients(lambda x, r=rate: reference.dropout(x, rows, r, first), leaves, weights)
         (b,), (db,) = gradients(lambda x, r=rate: fused.dropout(kernels, x, rows, r, first), leaves, weights)
         for expected, found in ((a, b), (da, db)):
@@ -58,7 +55,7 @@ def test_the_numbers_alone(library):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_is_not_contiguous_and_not_finite(library):
     kernels, rows = load(library), states(12)[::2]
-    x = number((8, 6), 0, torch.float32).t()
+    x = numbers(8, 6, seed=0, dtype=torch.float32).t()
     x[0, 0], x[1, 1] = float("nan"), float("inf")
     a, b = reference.dropout(x, rows, 0.5, 0), fused.dropout(kernels, x, rows, 0.5, 0)
     assert torch.equal(a.nan_to_num(-7.0), b.nan_to_num(-7.0)) and torch.equal(a.isnan(), b.isnan())

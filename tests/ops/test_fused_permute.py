@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.libraries import DTYPES, LIBRARIES, ROUNDING, far, gradients, load
+from ops.libraries import DTYPES, LIBRARIES, ROUNDING, each, far, gradients, load, numbers
 
 from megaswitch.ops.fused import permute as fused
 from megaswitch.ops.reference import permute as reference
@@ -11,10 +11,7 @@ from megaswitch.ops.reference.routing import lane_order
 SHAPES = [(0, 8, 1), (1, 1, 1), (7, 33, 1), (70, 130, 1), (9, 17, 2), (40, 64, 3)]
 """Tokens, width, choices."""
 EXPERTS = 5
-
-
-def number(*shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+for_all_routes = each(library=LIBRARIES, dtype=DTYPES, shape=SHAPES, seed=[0, 1])
 
 
 def route(tokens, choices, seed=0):
@@ -26,15 +23,12 @@ def route(tokens, choices, seed=0):
     return order.order_A[: int(order.count_L[:EXPERTS].sum())], order.place_A
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("seed", [0, 1])
+@for_all_routes
 def test_permute(library, dtype, shape, seed):
     kernels, (tokens, width, choices) = load(library), shape
     kept, place = route(tokens, choices, seed)
-    leaves = [number(tokens, width, seed=2, dtype=dtype).requires_grad_()]
-    weights = [number(len(kept), width, seed=3, dtype=dtype)]
+    leaves = [numbers(tokens, width, seed=2, dtype=dtype).requires_grad_()]
+    weights = [numbers(len(kept), width, seed=3, dtype=dtype)]
     (a,), (da,) = gradients(lambda x: reference.permute(x, kept, place), leaves, weights)
     (b,), (db,) = gradients(lambda x: fused.permute(kernels, x, kept, place), leaves, weights)
     assert torch.equal(a, b)
@@ -42,17 +36,14 @@ def test_permute(library, dtype, shape, seed):
         assert far(da, db) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("seed", [0, 1])
+@for_all_routes
 def test_unpermute(library, dtype, shape, seed):
     """Gates are wide, as routers give them."""
     kernels, (tokens, width, choices) = load(library), shape
     kept, place = route(tokens, choices, seed)
-    leaves = [number(len(kept), width, seed=2, dtype=dtype).requires_grad_()]
-    leaves.append(number(tokens, choices, seed=4, dtype=torch.promote_types(dtype, torch.float32)).requires_grad_())
-    weights = [number(tokens, width, seed=3, dtype=dtype)]
+    leaves = [numbers(len(kept), width, seed=2, dtype=dtype).requires_grad_()]
+    leaves.append(numbers(tokens, choices, seed=4, dtype=torch.promote_types(dtype, torch.float32)).requires_grad_())
+    weights = [numbers(tokens, width, seed=3, dtype=dtype)]
     expected = gradients(lambda x, gate: reference.unpermute(x, gate, kept, place), leaves, weights)
     found = gradients(lambda x, gate: fused.unpermute(kernels, x, gate, kept, place), leaves, weights)
     for a, b in zip((*expected[0], *expected[1]), (*found[0], *found[1]), strict=True):
@@ -62,7 +53,7 @@ def test_unpermute(library, dtype, shape, seed):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_rows_that_are_not_contiguous(library):
     kernels, (kept, place) = load(library), route(12, 1)
-    x, gate = number(6, 12, seed=0, dtype=torch.float64).t(), number(2, 12, seed=1, dtype=torch.float64).t()[:, :1]
+    x, gate = numbers(6, 12, seed=0, dtype=torch.float64).t(), numbers(2, 12, seed=1, dtype=torch.float64).t()[:, :1]
     rows = reference.permute(x, kept, place)
     assert torch.equal(rows, fused.permute(kernels, x, kept, place))
     rows = rows.t().contiguous().t()

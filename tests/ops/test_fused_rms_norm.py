@@ -2,21 +2,16 @@
 
 import pytest
 import torch
-from ops.libraries import DTYPES, LIBRARIES, ROUNDING, far, gradients, load
+from ops.libraries import DTYPES, LIBRARIES, ROUNDING, each, far, gradients, load, numbers
 
 from megaswitch.ops.fused import rms_norm as fused
 from megaswitch.ops.reference import rms_norm as reference
 
 SHAPES = [(1, 1, 8), (3, 5, 16), (2, 70, 33), (1, 130, 2080)]
+for_all_rows = each(library=LIBRARIES, dtype=DTYPES, shape=SHAPES)
 
 
-def numbers(*shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@for_all_rows
 def test_rms_norm(library, dtype, shape):
     kernels = load(library)
     leaves = [numbers(*s, seed=len(s), dtype=dtype).requires_grad_() for s in (shape, shape[-1:])]
@@ -27,9 +22,7 @@ def test_rms_norm(library, dtype, shape):
         assert far(a, b) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@for_all_rows
 def test_add_rms_norm(library, dtype, shape):
     kernels = load(library)
     leaves = [numbers(*shape, seed=seed, dtype=dtype).requires_grad_() for seed in (0, 1)]

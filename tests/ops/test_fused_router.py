@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops.libraries import LIBRARIES, ROUNDING, far, load
+from ops.libraries import LIBRARIES, ROUNDING, far, load, numbers
 
 from megaswitch.ops.fused import router as fused
 from megaswitch.ops.fused import routing as fused_routing
@@ -13,10 +13,6 @@ from megaswitch.ops.reference import routing
 
 SHAPES = [(0, 4, 2), (1, 1, 1), (5, 3, 2), (140, 8, 3), (200, 37, 1), (70, 2048, 70)]
 """Tokens, experts, groups."""
-
-
-def number(*shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def places(tokens, groups, seed=0):
@@ -38,10 +34,10 @@ def losses(routed, weights):
 @pytest.mark.parametrize("noisy", [False, True])
 def test_route_top1(library, dtype, shape, noisy):
     kernels, (tokens, experts, groups) = load(library), shape
-    leaf = (number(tokens, experts, seed=0, dtype=dtype) * 4.0).requires_grad_()
-    noise = number(tokens, experts, seed=1, dtype=torch.float32) * 3.0 if noisy else None
+    leaf = (numbers(tokens, experts, seed=0, dtype=dtype) * 4.0).requires_grad_()
+    noise = numbers(tokens, experts, seed=1, dtype=torch.float32) * 3.0 if noisy else None
     where = places(tokens, groups)
-    weights = [number(*s, seed=2, dtype=dtype) for s in ((tokens,), (tokens,), (groups, experts))]
+    weights = [numbers(*s, seed=2, dtype=dtype) for s in ((tokens,), (tokens,), (groups, experts))]
     expected = reference.route_top1(leaf, noise, *where)
     found = fused.route_top1(kernels, leaf, noise, *where)
     assert torch.equal(expected.index_T, found.index_T)
@@ -74,10 +70,10 @@ def test_logits_far_apart_or_without_a_chance(library):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_narrow_and_strided_logits(library):
     kernels, where = load(library), places(6, 2)
-    narrow = number(6, 5, seed=0, dtype=torch.bfloat16)
+    narrow = numbers(6, 5, seed=0, dtype=torch.bfloat16)
     expected, found = reference.route_top1(narrow, None, *where), fused.route_top1(kernels, narrow, None, *where)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    strided = number(5, 6, seed=0, dtype=torch.float64).t()
+    strided = numbers(5, 6, seed=0, dtype=torch.float64).t()
     expected, found = reference.route_top1(strided, None, *where), fused.route_top1(kernels, strided, None, *where)
     assert all(far(a, b) < ROUNDING[torch.float64] for a, b in zip(expected, found, strict=True))
 
