@@ -19,7 +19,7 @@ from benches import hugging_face, peers
 from benches.command_line import Options
 from benches.crew import crew
 from benches.layer_ours import dense_round, switch_round
-from benches.models import DTYPES
+from benches.models import ALONE, DTYPES
 from benches.rates import measure_rates
 from benches.report import Row, finish, show, significant
 from benches.timing import Contender, Figure, clocked, in_turns, ratio
@@ -93,7 +93,7 @@ def _measure(
         contenders: dict[str, Contender] = {}
         contenders[OURS] = _ours(stack, options, case)
         if options.procs == 1:
-            norm = switch_round(case, _alone(), options.dtype)().norm().item()
+            norm = switch_round(case, ALONE, options.dtype)().norm().item()
             contenders[DENSE] = clocked(dense_round(case, options.dtype))
             theirs = hugging_face.layer_round(case)
             _compare("Hugging Face", theirs().double().norm().item(), norm, options.dtype)
@@ -113,13 +113,9 @@ def _measure(
         return in_turns(contenders, repeats, max(options.threads, options.procs))
 
 
-def _alone() -> Place:
-    return Place(0, 1, 0, 1, torch.device("cpu"))
-
-
 def _ours(stack: ExitStack, options: Options, case: dict[str, Tensor]) -> Contender:
     if options.procs == 1:
-        return clocked(switch_round(case, _alone(), options.dtype))
+        return clocked(switch_round(case, ALONE, options.dtype))
 
     def make(place: Place):  # type: ignore[no-untyped-def]
         once = switch_round(case, place, options.dtype)

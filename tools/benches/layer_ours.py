@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benches.models import Batch, make_batch
+from benches.models import ALONE, Batch, make_batch
 from megaswitch.layers.context import Context
 from megaswitch.layers.feed_forward import FeedForward
 from megaswitch.layers.moe.layer import SwitchLayer
@@ -65,7 +65,7 @@ def switch_round(case: Case, place: Place, dtype: str) -> Callable[[], Tensor]:
 
 def dense_round(case: Case, dtype: str) -> Callable[[], Tensor]:
     """The same of a dense network of an expert's size."""
-    system = _system(case, Place(0, 1, 0, 1, torch.device("cpu")), dtype)
+    system = _system(case, ALONE, dtype)
     layer, ctx = _layer(system, FeedForward), _context(system)
     _fill(layer.wi.weight_IO, case["wi"][0])
     _fill(layer.wo.weight_IO, case["wo"][0])

@@ -4,7 +4,7 @@ B sequences, S encoder tokens, T decoder tokens.
 """
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import count
 from typing import Any
@@ -146,6 +146,3 @@ def refuse_too_large(models: Sequence[ModelConfig], bytes_per_parameter: float =
             f"{parameters / 1e6:.0f} M parameters want {parameters * bytes_per_parameter / 2**30:.1f} GiB with their "
             f"optimizer, and {free / 2**30:.1f} GiB are free; choose fewer --experts or a smaller --d-model"
         )
-
-
-Step = Callable[[], object]

@@ -11,7 +11,7 @@ from benches.models import DTYPES
 from benches.operations.case import COMPILED, Case, Size
 from benches.rates import Rates, measure_rates
 from benches.report import Row, finish, number, show
-from benches.timing import Contender, Figure, best, clocked, in_turns, ratio
+from benches.timing import Contender, Figure, Taken, Work, best, clocked, in_turns, ratio
 from megaswitch.data.prep.command import say
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.registry import SOURCES, choose_ops, why_not
@@ -75,13 +75,11 @@ def implementations(uses: Sequence[str]) -> list[Ops]:
     return [Ops(), *(ops for ops in found if set(uses) & set(ops.replaced()))]
 
 
-def _many(work: object) -> Contender:
+def _many(work: Work) -> Contender:
     """Calls of something short until the clock can tell them; the time of one."""
-    assert callable(work)
     once = clocked(work)
-    first = once()
-    first = once()
-    calls = max(1, round(_LEAST / max(first.cpu, 1e-6)))
+    once()
+    calls = max(1, round(_LEAST / max(once().cpu, 1e-6)))
 
     def all_of_them() -> None:
         for _ in range(calls):
@@ -89,11 +87,11 @@ def _many(work: object) -> Contender:
 
     several = clocked(all_of_them)
 
-    def averaged() -> object:
+    def averaged() -> Taken:
         taken = several()
-        return type(taken)(taken.wall / calls, taken.cpu / calls)
+        return Taken(taken.wall / calls, taken.cpu / calls)
 
-    return averaged  # type: ignore[return-value]
+    return averaged
 
 
 def _draw(rows: list[Row], path: Path) -> None:

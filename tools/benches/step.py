@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benches.command_line import Options
-from benches.models import Ours, Step, dense, refuse_too_large, run_config, switch_model, tokens_of
+from benches.models import Ours, dense, refuse_too_large, run_config, switch_model, tokens_of
 from benches.report import Row, finish, number, show
-from benches.timing import clocked, in_turns, ratio
+from benches.timing import Work, clocked, in_turns, ratio
 from megaswitch.model.config import ModelConfig
 from megaswitch.utils.errors import UserError
 
@@ -68,7 +68,7 @@ def _model(options: Options, experts: int) -> ModelConfig:
     return switch_model(options, experts, fixed_capacity=None, group_sequences=group)
 
 
-def _peer(ours: Ours, options: Options) -> Step:
+def _peer(ours: Ours, options: Options) -> Work:
     config = ours.config
     if options.peer == "own-t5":
         return Ours(replace(config, model=dense(config.model))).step
@@ -85,7 +85,7 @@ def _peer(ours: Ours, options: Options) -> Step:
     return hugging_face.make_step(made, optimizer, ours.batches[0])
 
 
-def _same_loss(ours: Ours, theirs: Step, options: Options) -> float:
+def _same_loss(ours: Ours, theirs: Work, options: Options) -> float:
     """A step of each, which warms both: AssertionError unless both computed the same; returns the share dropped."""
     record = ours.step().record
     other = theirs()

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benches.timing import Work
 from megaswitch.ops.ops import Ops
 
-Work = Callable[[], object]
 Make = Callable[[], Work]
 COMPILED = "torch.compile"
 """The name of what torch.compile makes of the definition: half a minute before its first round."""
