@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from megaswitch.comm.collectives import all_reduce, all_reduce_
-from megaswitch.ops.ops import Ops
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.topology.topology import Axis
-
-_BY_DEFINITION = Ops()
 
 
 class TokenLosses(NamedTuple):
@@ -58,7 +56,7 @@ def cross_entropy(
     first: int,
     z_loss: float,
     axis: Axis,
-    ops: Ops = _BY_DEFINITION,
+    ops: Ops = BY_DEFINITION,
     *,
     consume: bool = False,
 ) -> TokenLosses:

@@ -65,3 +65,6 @@ class Ops:
         default = Ops()
         names = [f.name for f in fields(self) if f.name != "name"]
         return [name for name in names if getattr(self, name) is not getattr(default, name)]
+
+
+BY_DEFINITION = Ops()

@@ -20,12 +20,10 @@ from torch import Tensor
 from megaswitch.comm.collectives import start_all_to_all
 from megaswitch.comm.functions import Arriving, exchange
 from megaswitch.layers.weight_work import WeightWork
-from megaswitch.ops.ops import Ops
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.ops.reference.routing import Order
 from megaswitch.topology.topology import Axis
 from megaswitch.utils.host import host_read
-
-_BY_DEFINITION = Ops()
 
 
 class Route(Protocol):
@@ -108,7 +106,7 @@ class VariableRoute:
 
 
 def make_route(
-    index_A: Tensor, kept_A: Tensor, num_experts: int, axis: Axis, ops: Ops = _BY_DEFINITION
+    index_A: Tensor, kept_A: Tensor, num_experts: int, axis: Axis, ops: Ops = BY_DEFINITION
 ) -> VariableRoute:
     """The route of assignments that want `index_A` and have a slot where `kept_A`; dropped ones do not travel.
 

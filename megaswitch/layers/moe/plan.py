@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megaswitch.ops.ops import Ops
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.ops.reference.routing import Queues
-
-_BY_DEFINITION = Ops()
 
 
 class Plan(NamedTuple):
@@ -29,7 +27,7 @@ def make_plan(
     *,
     priority_GS: Tensor | None = None,
     exclusive: bool = False,
-    ops: Ops = _BY_DEFINITION,
+    ops: Ops = BY_DEFINITION,
 ) -> Plan:
     """The plan for tokens that want `index_GSK` (-1: nothing); no capacity keeps them all.
 

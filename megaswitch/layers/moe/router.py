@@ -17,11 +17,9 @@ from megaswitch.layers.moe.routers.switch import switch
 from megaswitch.layers.moe.routers.top2 import top2
 from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.ops import Ops
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.params.spec import ParamSpec
 from megaswitch.utils.precision import at_least_float32
-
-_BY_DEFINITION = Ops()
 
 
 def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
@@ -54,7 +52,7 @@ def route(
     noise: Noise,
     places: Places,
     work: WeightWork | None = None,
-    ops: Ops = _BY_DEFINITION,
+    ops: Ops = BY_DEFINITION,
 ) -> Choice:
     """Choices for tokens of any type, in the configured precision (paper 2.4).
 

@@ -9,10 +9,8 @@ from torch import Tensor
 from megaswitch.layers.moe.choice import Balance, Choice, Places
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.ops import Ops
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.ops.reference.random import OPEN_INTERVAL
-
-_BY_DEFINITION = Ops()
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -20,7 +18,7 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform.clamp(*OPEN_INTERVAL)))
 
 
-def pick(logits_TE: Tensor, places: Places, noise_TE: Tensor | None = None, ops: Ops = _BY_DEFINITION) -> Choice:
+def pick(logits_TE: Tensor, places: Places, noise_TE: Tensor | None = None, ops: Ops = BY_DEFINITION) -> Choice:
     """`ops.route_top1` as a choice."""
     routed = ops.route_top1(logits_TE, noise_TE, *places)
     index_TK = routed.index_T.unsqueeze(-1)
