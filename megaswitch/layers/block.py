@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megaswitch.layers.attention import Attention, Kept, attention_specs
-from megaswitch.layers.context import Context, dropout
+from megaswitch.layers.context import Context, row_drop
 from megaswitch.layers.expert_attention import ExpertAttention, expert_attention_specs
 from megaswitch.layers.feed_forward import FeedForward, feed_forward_specs
 from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
@@ -18,6 +18,7 @@ from megaswitch.layers.norm import Norm, norm_specs
 from megaswitch.layers.region import region_of
 from megaswitch.model.config import ModelConfig, Stack
 from megaswitch.ops.bias import Bias
+from megaswitch.ops.reference.dropout import RowDrop
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
@@ -108,16 +109,17 @@ class Block(nn.Module):
             x_BLD, normed = self._add(x_BLD, y_BLD, before, "switch", ctx)
             y_BLD, statistics = self.switch(normed, routed_BL, ctx)
             told = statistics if told is None else torch.cat([told, statistics])
-            return x_BLD + self._dropout(y_BLD, "switch", ctx), told
+            return ctx.ops.residual(x_BLD, y_BLD, self._drop(y_BLD, "switch", ctx)), told
         assert self.feed_forward is not None
         x_BLD, normed = self._add(x_BLD, y_BLD, before, "feed_forward", ctx)
-        return x_BLD + self._dropout(self.feed_forward(normed, ctx), "feed_forward", ctx), told
+        y_BLD = self.feed_forward(normed, ctx)
+        return ctx.ops.residual(x_BLD, y_BLD, self._drop(y_BLD, "feed_forward", ctx)), told
 
     def _add(self, x_BLD: Tensor, y_BLD: Tensor, of: str, to: str, ctx: Context) -> tuple[Tensor, Tensor]:
         """The residual stream with what sublayer `of` made, and sublayer `to`'s norm of it."""
         norm = self.norms[to]
         assert isinstance(norm, Norm)
-        return norm.after(x_BLD, self._dropout(y_BLD, of, ctx), ctx.ops)
+        return norm.after(x_BLD, y_BLD, self._drop(y_BLD, of, ctx), ctx.ops)
 
     def _attend(
         self, x_BLD: Tensor, bias: Bias, routed_BL: Tensor, ctx: Context, kept: Kept | None
@@ -129,5 +131,5 @@ class Block(nn.Module):
             return out
         return self.attention(self.norms["attention"](x_BLD, ctx.ops), None, bias, ctx, kept), None
 
-    def _dropout(self, y_BLD: Tensor, sublayer: str, ctx: Context) -> Tensor:
-        return dropout(y_BLD, self.rate, f"{self.name}.{sublayer}.out", ctx, split=self.split)
+    def _drop(self, y_BLD: Tensor, sublayer: str, ctx: Context) -> RowDrop | None:
+        return row_drop(y_BLD, self.rate, f"{self.name}.{sublayer}.out", ctx, split=self.split)

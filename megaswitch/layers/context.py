@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import Recompute, Stack
 from megaswitch.ops.ops import Ops
-from megaswitch.ops.reference.random import fold, start
+from megaswitch.ops.reference.dropout import RowDrop
+from megaswitch.ops.reference.random import start
 from megaswitch.topology.topology import Topology
 from megaswitch.utils.seeds import named_seed
 
@@ -66,9 +67,7 @@ class Context:
     def rows(self, site: str, *counters: Tensor) -> Tensor:
         """Random states [B, ...] for a named place in the model, one dimension a counter."""
         state = start(named_seed(self.seed, "noise", self.step, site), self.samples_B.device)
-        for counter in (self.samples_B, *counters):
-            state = fold(state, counter)
-        return state
+        return self.ops.states(state, (self.samples_B, *counters))
 
     def again(self, where: Literal["block", "core"], function: Callable[..., Any], *args: Any) -> Any:
         """function(*args), whose inner activations are dropped and computed again where `recompute` says so."""
@@ -78,9 +77,17 @@ class Context:
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def dropout(x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool, first_feature: int = 0) -> Tensor:
-    """Dropout by (sample, position, feature); `split` and `first_feature` say which part of the whole `x_BLF` is."""
+def row_drop(
+    x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool, first_feature: int = 0
+) -> RowDrop | None:
+    """Dropout by (sample, position, feature), None where there is none; `split` and `first_feature` say which part of
+    the whole `x_BLF` is."""
     if not ctx.training or rate == 0.0:
-        return x_BLF
+        return None
     states_BL = ctx.rows(site, ctx.positions(x_BLF.shape[1], split))
-    return ctx.ops.dropout(x_BLF.flatten(0, 1), states_BL.flatten(), rate, first_feature).view(x_BLF.shape)
+    return RowDrop(states_BL.flatten(), rate, first_feature)
+
+
+def dropout(x_BLF: Tensor, rate: float, site: str, ctx: Context, *, split: bool, first_feature: int = 0) -> Tensor:
+    """`x_BLF` with `row_drop`."""
+    return ctx.ops.dropped(x_BLF, row_drop(x_BLF, rate, site, ctx, split=split, first_feature=first_feature))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.ops import Ops
+from megaswitch.ops.reference.dropout import RowDrop
 from megaswitch.params.spec import Init, ParamSpec
 
 
@@ -26,6 +27,6 @@ class Norm(nn.Module):
     def forward(self, x_BLD: Tensor, ops: Ops) -> Tensor:
         return ops.rms_norm(x_BLD, self.weight_D)
 
-    def after(self, x_BLD: Tensor, y_BLD: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
-        """The residual stream x + y, and its norm."""
-        return ops.add_rms_norm(x_BLD, y_BLD, self.weight_D)
+    def after(self, x_BLD: Tensor, y_BLD: Tensor, drop: RowDrop | None, ops: Ops) -> tuple[Tensor, Tensor]:
+        """The residual stream x + y with dropout of y, and its norm."""
+        return ops.residual_norm(x_BLD, y_BLD, self.weight_D, drop)

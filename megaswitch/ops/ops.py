@@ -1,6 +1,9 @@
-"""The operations that layers and optimizers call: fields of one object, which `registry.py` fills."""
+"""The operations that layers and optimizers call: fields of one object, which `registry.py` fills.
 
-from collections.abc import Callable
+B sequences, L tokens, D d_model, N rows, F features.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -10,12 +13,22 @@ from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.adamw import AdamStep, adamw_
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
-from megaswitch.ops.reference.dropout import dropout, features_uniform
+from megaswitch.ops.reference.dropout import RowDrop, dropout, features_uniform
 from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.products import PRODUCTS, Products
+from megaswitch.ops.reference.random import states
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 from megaswitch.ops.reference.router import Routed, route_top1
 from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Dropout in one pass with what stands next to it (see `compiled.py`): the methods of `Ops` of these names, with
+    the parts of a `RowDrop` as arguments of their own."""
+
+    residual: Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
+    residual_norm: Callable[[Tensor, Tensor, Tensor, float, int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Ops:
         products: with weights, and those that give weights' gradients.
         rms_norm: see `reference/rms_norm.py`.
         add_rms_norm: the residual stream's addition and the norm of the sum.
+        states: of the stateless generator, from a key's and counters.
         dropout: by the stateless generator, rows' states given.
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
@@ -40,12 +54,15 @@ class Ops:
         attention: softmax attention with the biases of relative positions.
         adafactor: the optimizer's passes over gradients and weights.
         adamw_: the other optimizer's one.
+        joint: several of these at once; None: one after the other.
+        compiled: names of those that torch.compile makes of their definitions.
     """
 
     name: str = "reference"
     products: Products = PRODUCTS
     rms_norm: Callable[[Tensor, Tensor], Tensor] = rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
+    states: Callable[[Tensor, Sequence[Tensor]], Tensor] = states
     dropout: Callable[[Tensor, Tensor, float, int], Tensor] = dropout
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
@@ -59,11 +76,34 @@ class Ops:
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
     adafactor: Passes = PASSES
     adamw_: Callable[[Tensor, Tensor, Tensor, Tensor, AdamStep], None] = adamw_
+    joint: Joint | None = None
+    compiled: tuple[str, ...] = ()
+
+    def dropped(self, x: Tensor, drop: RowDrop | None) -> Tensor:
+        """`x` [..., F] with dropout of its rows; None: as it is."""
+        if drop is None:
+            return x
+        rows_NF = x.flatten(0, -2)
+        return self.dropout(rows_NF, drop.states_N, drop.rate, drop.first_feature).view(x.shape)
+
+    def residual(self, x_BLD: Tensor, y_BLD: Tensor, drop: RowDrop | None) -> Tensor:
+        """The residual stream x + y, with dropout of y."""
+        if drop is not None and self.joint is not None:
+            return self.joint.residual(x_BLD, y_BLD, *drop)
+        return x_BLD + self.dropped(y_BLD, drop)
+
+    def residual_norm(
+        self, x_BLD: Tensor, y_BLD: Tensor, w_D: Tensor, drop: RowDrop | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream, and its norm."""
+        if drop is not None and self.joint is not None:
+            return self.joint.residual_norm(x_BLD, y_BLD, *drop, w_D)
+        return self.add_rms_norm(x_BLD, self.dropped(y_BLD, drop), w_D)
 
     def replaced(self) -> list[str]:
-        """Names of the operations that are not plain torch's."""
-        default = Ops()
-        names = [f.name for f in fields(self) if f.name != "name"]
+        """Names of the operations that are the backend's and not plain torch's."""
+        default, others = Ops(), ("name", "joint", "compiled", *self.compiled)
+        names = [f.name for f in fields(self) if f.name not in others]
         return [name for name in names if getattr(self, name) is not getattr(default, name)]
 
 

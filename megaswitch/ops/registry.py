@@ -64,7 +64,8 @@ def choose_ops(backend: Backend, device: torch.device) -> Ops:
 def in_words(ops: Ops) -> str:
     """One line for the log."""
     names = ops.replaced()
-    return f"operations by {ops.name}: {', '.join(names)}" if names else "operations by plain torch"
+    own = f"operations by {ops.name}: {', '.join(names)}" if names else "operations by plain torch"
+    return f"{own}; to be compiled by torch: {', '.join(ops.compiled)}" if ops.compiled else own
 
 
 def availability() -> dict[str, str]:

@@ -28,6 +28,8 @@ class TrainConfig:
         decoder_recompute: the choice for the decoder; "same": as in the encoder.
         objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
             "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.
+        compile: what compiles what the blocks do between products, kernels and collectives: "none", "inductor" (by
+            torch.compile, in the first step) or "aot_eager" (traced and not compiled, to find faults).
         deterministic: whether only operations that give the same bits each time are used, at some cost on a GPU.
     """
 
@@ -40,6 +42,7 @@ class TrainConfig:
     recompute: Recompute = "none"
     decoder_recompute: Literal["same", "none", "selective", "full"] = "same"
     objective: Literal["span_corruption", "prefix_lm", "iid_denoising", "ul2"] = "span_corruption"
+    compile: Literal["none", "inductor", "aot_eager"] = "none"
     deterministic: bool = False
 
     def recompute_of(self, stack: Stack) -> Recompute:

@@ -9,6 +9,7 @@ import torch
 from megaswitch.comm.p2p import CHANNELS, Mailbox
 from megaswitch.model.stage import Stage
 from megaswitch.model.units import Unit, cut_stages, param_specs
+from megaswitch.ops.compiled import compiled_ops
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.registry import choose_ops
 from megaswitch.optim.buckets import Buckets
@@ -70,6 +71,8 @@ def build(config: RunConfig, place: Place, *, first_sentinel: int = 0, initialis
     dtype = compute_dtype(config, place.device)
     refuse(list(precision_problems(config.model, bfloat16=dtype is torch.bfloat16)))
     ops = choose_ops(config.ops.backend, place.device)
+    if config.train.compile != "none" and place.device.type != "meta":  # a played step has nothing to run
+        ops = compiled_ops(ops, config.train.compile, place.device)
     timeout = timedelta(seconds=config.run.timeout)
     grid = make_grid(config.layout, place.world)
     refuse(node_problems(config.layout, place.world, place.local_world))

@@ -139,3 +139,10 @@ def test_the_papers_models_run(name, world, layout, which):
     facts = look(config, world, which, "worst")[0].facts
     assert facts["parameters"]["global"]["total"] == pytest.approx(PUBLISHED[name].parameters, rel=0.02)
     assert facts["memory"]["peak"] < 80e9
+
+
+def test_a_played_step_compiles_nothing():
+    config = replace(SMALL, train=replace(SMALL.train, compile="inductor"))
+    played = play(config, 1, 0)
+    assert played.system.ops.compiled == ()
+    assert facts_of(played, "balanced") == facts_of(play(SMALL, 1, 0), "balanced")

@@ -3,10 +3,21 @@
 N rows, F features.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from megaswitch.ops.reference.random import drop, fold, to_uniform
+
+
+class RowDrop(NamedTuple):
+    """Dropout of rows: their states of the generator (int64), the share that is dropped, and the number of their first
+    feature."""
+
+    states_N: Tensor
+    rate: float
+    first_feature: int = 0
 
 
 def features_uniform(states_N: Tensor, first_feature: int, width: int) -> Tensor:

@@ -5,6 +5,7 @@ a resume. Each counter is folded into a 32-bit state by a multiplicative hash (t
 over a Weyl sequence), in 64-bit integers of which the low 32 bits are kept.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -41,6 +42,13 @@ def start(key: int, device: torch.device) -> Tensor:
     return torch.full((), _fold(_mix(key & _MASK), key >> 32), dtype=torch.int64, device=device)
 
 
+def states(start: Tensor, counters: Sequence[Tensor]) -> Tensor:
+    """States from that of a key, one dimension a counter: of counters a_A and b_B they have shape [A, B]."""
+    for counter in counters:
+        start = fold(start, counter)
+    return start
+
+
 def to_uniform(state: Tensor) -> Tensor:
     """States as float32 numbers in [0, 1), multiples of 2^-24, which every wider type holds exactly."""
     return (state >> 8).to(torch.float32) * 2.0**-24
@@ -53,7 +61,4 @@ def drop(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
 
 def uniform(key: int, *counters: Tensor) -> Tensor:
     """Numbers in [0, 1), one dimension a counter: uniform(key, a_A, b_B) has shape [A, B]."""
-    state = start(key, counters[0].device)
-    for counter in counters:
-        state = fold(state, counter)
-    return to_uniform(state)
+    return to_uniform(states(start(key, counters[0].device), counters))
