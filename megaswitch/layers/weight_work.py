@@ -79,7 +79,8 @@ class _Product(torch.autograd.Function):
 
 
 class _Hidden(torch.autograd.Function):
-    """max(x W, 0), or GEGLU of x by W and a gate's matrix: kept are x, and what comes out or both products."""
+    """max(x W, 0), or GEGLU of x by W and a gate's matrix. Kept are x, and what comes out or both products. Nobody else
+    sees these: the backward, of which there is one, puts their gradients in their place."""
 
     @staticmethod
     def forward(
@@ -102,7 +103,8 @@ class _Hidden(torch.autograd.Function):
         if ctx.gate is None:
             sides = [(ctx.weight, torch.ops.aten.threshold_backward(grad, kept[0], 0))]
         else:
-            of_gate, of_x = work.products.geglu_gradient(grad, *kept)
+            of_gate, of_x = kept
+            work.products.geglu_gradient_(of_gate, of_x, grad)
             sides = [(ctx.weight, of_x), (ctx.gate, of_gate)]
         of_weights: list[Tensor | None] = [
             _weight_grad(x, side, weight, work, False, grouped) if needed else None

@@ -8,7 +8,7 @@ from torch import nn
 from megaswitch.layers.weight_work import WeightWork, hidden_units
 from megaswitch.ops.fused.products import cpu_products, gpu_products
 from megaswitch.ops.reference.activation import geglu, relu
-from megaswitch.ops.reference.products import PRODUCTS, add_grouped_, geglu_gradient, grouped_times
+from megaswitch.ops.reference.products import PRODUCTS, add_grouped_, geglu_gradient_, grouped_times
 
 COUNTS = {"some each": [3, 0, 5, 1], "one": [70], "none at all": [0, 0], "a tile and more": [0, 130, 7]}
 
@@ -98,8 +98,10 @@ def test_matrices_either_way_round(library, dtype, case):
 def test_gradients_of_geglu_at_extremes(library, dtype):
     gate = torch.tensor([0.0, -0.0, 1e-30, -5.0, 5.0, -12.0, 30.0, -30.0, 1e4, -1e4, 0.7, -0.75], dtype=dtype)
     x, grad = number(12, seed=0, dtype=dtype), number(12, seed=1, dtype=dtype)
-    expected = geglu_gradient(*(part.double() for part in (grad, gate, x)))
-    for a, b in zip(expected, products(library).geglu_gradient(grad, gate, x), strict=True):
+    expected = gate.double(), x.double()
+    geglu_gradient_(*expected, grad.double())
+    products(library).geglu_gradient_(gate, x, grad)
+    for a, b in zip(expected, (gate, x), strict=True):
         assert b.isfinite().all() and far(a, b.double()) < ROUNDING[dtype]
 
 
@@ -116,10 +118,15 @@ def test_what_is_not_a_number_stays(library, gated):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_geglu_of_any_length(dtype, rows):
-    """Whatever is left over beside whole vectors and threads, also where it is not contiguous."""
+    """Whatever is left over beside whole vectors and threads, also where what is only read is not contiguous; in place
+    there is no other way, and it is said."""
     kernels, parts = load("cpp"), [number(rows, 37, 3, seed=i, dtype=dtype)[..., 1] for i in range(3)]
     gate, x, grad = (part.double() for part in parts)
     assert far(geglu(gate, x), kernels.geglu(*parts[:2]).double()) < ROUNDING[dtype]
-    found = kernels.geglu_backward(parts[2], *parts[:2])
-    for a, b in zip(geglu_gradient(grad, gate, x), found, strict=True):
+    with pytest.raises(RuntimeError, match="contiguous"):
+        kernels.geglu_gradient_(*parts)
+    found = [part.contiguous() for part in parts[:2]]
+    kernels.geglu_gradient_(*found, parts[2])
+    geglu_gradient_(gate, x, grad)
+    for a, b in zip((gate, x), found, strict=True):
         assert far(a, b.double()) < ROUNDING[dtype]

@@ -90,7 +90,7 @@ def _experts(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
         yield _case("grouped_times", wide, weight.mT, rows)
         yield _case("grouped_geglu", few, weight, weight, rows)
     yield _case("add_grouped_", on_paper(E, D, F), x, h, counts)
-    yield _case("geglu_backward", h, h, h)
+    yield _case("geglu_gradient_", h, h, h)
 
 
 def _optimizer(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -1,4 +1,4 @@
-// GEGLU, gelu(g) x with gelu's approximation by tanh, and its gradients, in one pass each. With
+// GEGLU, gelu(g) x with gelu's approximation by tanh, and its gradients in place, in one pass each. With
 // z = 2 sqrt(2 / pi) (g + 0.044715 g^3), gelu(g) = g / (1 + exp(-z)).
 #include "common.h"
 #include "exponential.h"
@@ -30,14 +30,14 @@ void forward_run(const T* gate, const T* x, T* out, int64_t n) {
 }
 
 template <typename T>
-void backward_run(const T* grad, const T* gate, const T* x, T* d_gate, T* d_x, int64_t n) {
+void gradient_run(const T* grad, T* gate, T* x, int64_t n) {
   using W = wide_t<T>;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const W g = W(gate[i]), d = W(grad[i]), s = share_of<W>(g);
     const W slope = s + g * s * (W(1) - s) * W(kSlope) * (W(1) + W(3 * kCubic) * g * g);
-    d_x[i] = narrow<T>(d * g * s);
-    d_gate[i] = narrow<T>(d * W(x[i]) * slope);
+    gate[i] = narrow<T>(d * W(x[i]) * slope);
+    x[i] = narrow<T>(d * g * s);
   }
 }
 
@@ -60,27 +60,27 @@ Tensor geglu(const Tensor& gate_in, const Tensor& x_in) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> geglu_backward(const Tensor& grad_in, const Tensor& gate_in, const Tensor& x_in) {
-  check(gate_in, x_in);
-  check(grad_in, x_in);
-  const Tensor grad = grad_in.contiguous(), gate = gate_in.contiguous(), x = x_in.contiguous();
-  Tensor d_gate = at::empty(x.sizes(), x.options()), d_x = at::empty(x.sizes(), x.options());
-  MEGASWITCH_DISPATCH(x.scalar_type(), "geglu_backward", [&] {
+// The gradients of gate and x, in their places.
+void geglu_gradient_(Tensor& gate, Tensor& x, const Tensor& grad_in) {
+  check(gate, x);
+  check(grad_in, x);
+  TORCH_CHECK(gate.is_contiguous() && x.is_contiguous(), "gate and x are contiguous");
+  const Tensor grad = grad_in.contiguous();
+  MEGASWITCH_DISPATCH(x.scalar_type(), "geglu_gradient_", [&] {
     using T = scalar_t;
-    const T *dp = grad.const_data_ptr<T>(), *gp = gate.const_data_ptr<T>(), *xp = x.const_data_ptr<T>();
-    T *dg = d_gate.data_ptr<T>(), *dx = d_x.data_ptr<T>();
+    const T* dp = grad.const_data_ptr<T>();
+    T *gp = gate.data_ptr<T>(), *xp = x.data_ptr<T>();
     at::parallel_for(0, x.numel(), grain(1), [&](int64_t begin, int64_t end) {
-      backward_run<T>(dp + begin, gp + begin, xp + begin, dg + begin, dx + begin, end - begin);
+      gradient_run<T>(dp + begin, gp + begin, xp + begin, end - begin);
     });
   });
-  return {d_gate, d_x};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
   m.impl("geglu", geglu);
-  m.impl("geglu_backward", geglu_backward);
+  m.impl("geglu_gradient_", geglu_gradient_);
 }
 
 }  // namespace megaswitch

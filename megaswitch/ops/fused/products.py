@@ -98,7 +98,7 @@ def cpu_products(kernels: Any) -> Products:
         add_grouped_=partial(_add_grouped_, kernels),
         relu_times=partial(_relu_times, kernels),
         geglu_times=partial(_geglu_times, kernels),
-        geglu_gradient=kernels.geglu_backward,
+        geglu_gradient_=kernels.geglu_gradient_,
     )
 
 
@@ -134,5 +134,5 @@ def gpu_products(kernels: Any) -> Products:
         add_grouped_=partial(_add_grouped_, kernels),
         relu_times=partial(_relu_in_product, kernels),
         geglu_times=partial(_geglu_in_product, kernels),
-        geglu_gradient=kernels.geglu_backward,
+        geglu_gradient_=kernels.geglu_gradient_,
     )

@@ -86,10 +86,11 @@ def geglu_times(
     return geglu(of_gate, of_x), of_gate, of_x
 
 
-def geglu_gradient(grad: Tensor, of_gate: Tensor, of_x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of both products from that of `geglu`."""
-    of_gelu = torch.ops.aten.gelu_backward(grad * of_x, of_gate, approximate="tanh")
-    return of_gelu, grad * F.gelu(of_gate, approximate="tanh")
+def geglu_gradient_(of_gate: Tensor, of_x: Tensor, grad: Tensor) -> None:
+    """Puts the gradients of both products in their place, from that of `geglu`."""
+    d_gate = torch.ops.aten.gelu_backward(grad * of_x, of_gate, approximate="tanh")
+    of_x.copy_(grad * F.gelu(of_gate, approximate="tanh"))
+    of_gate.copy_(d_gate)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Products:
     add_grouped_: Callable[[Tensor, Tensor, Tensor, Sequence[int]], None] = add_grouped_
     relu_times: Callable[[Tensor, Tensor, Sequence[int] | None], Tensor] = relu_times
     geglu_times: Callable[[Tensor, Tensor, Tensor, Sequence[int] | None], tuple[Tensor, ...]] = geglu_times
-    geglu_gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = geglu_gradient
+    geglu_gradient_: Callable[[Tensor, Tensor, Tensor], None] = geglu_gradient_
 
 
 PRODUCTS = Products()

@@ -9,7 +9,6 @@ asks for 15 KB a multiprocessor. The forward is an epilogue of the products: see
 M numbers.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +25,7 @@ def sigmoid_of(g):
 
 
 @triton.jit
-def _backward(grad, gate, x, d_gate, d_x, M, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _gradient(gate, x, grad, M, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = m < M
     d = tl.load(grad + m, mask=inside, other=0.0).to(WIDE)
@@ -34,16 +33,14 @@ def _backward(grad, gate, x, d_gate, d_x, M, WIDE: tl.constexpr, BLOCK: tl.const
     value = tl.load(x + m, mask=inside, other=0.0).to(WIDE)
     s = sigmoid_of(g)
     slope = s + g * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * g * g)
-    tl.store(d_x + m, (d * g * s).to(d_x.dtype.element_ty), mask=inside)
-    tl.store(d_gate + m, (d * value * slope).to(d_gate.dtype.element_ty), mask=inside)
+    tl.store(gate + m, (d * value * slope).to(gate.dtype.element_ty), mask=inside)
+    tl.store(x + m, (d * g * s).to(x.dtype.element_ty), mask=inside)
 
 
-def geglu_backward(grad: Tensor, gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """See `ops/fused/geglu.py`."""
-    grad, gate, x = grad.contiguous(), gate.contiguous(), x.contiguous()
-    d_gate, d_x = torch.empty_like(gate), torch.empty_like(x)
+def geglu_gradient_(gate: Tensor, x: Tensor, grad: Tensor) -> None:
+    """See `ops/fused/geglu.py`; gate and x are contiguous."""
+    assert gate.is_contiguous() and x.is_contiguous()
     if gate.numel():
-        _backward[(triton.cdiv(gate.numel(), _BLOCK),)](
-            grad, gate, x, d_gate, d_x, gate.numel(), WIDE=wide(x.dtype), BLOCK=_BLOCK
+        _gradient[(triton.cdiv(gate.numel(), _BLOCK),)](
+            gate, x, grad.contiguous(), gate.numel(), WIDE=wide(x.dtype), BLOCK=_BLOCK
         )
-    return d_gate, d_x

@@ -42,5 +42,5 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "grouped_relu": grouped.grouped_relu,
     "grouped_geglu": grouped.grouped_geglu,
     "add_grouped_": grouped.add_grouped_,
-    "geglu_backward": geglu.geglu_backward,
+    "geglu_gradient_": geglu.geglu_gradient_,
 }
