@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, far, gradients, load
+from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, each, far, gradients, load, numbers
 from torch import nn
 
 from megaswitch.layers.weight_work import WeightWork, hidden_units
@@ -11,10 +11,6 @@ from megaswitch.ops.reference.activation import geglu, relu
 from megaswitch.ops.reference.products import PRODUCTS, add_grouped_, geglu_gradient_, grouped_times
 
 COUNTS = {"some each": [3, 0, 5, 1], "one": [70], "none at all": [0, 0], "a tile and more": [0, 130, 7]}
-
-
-def number(*shape, seed, dtype):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def products(library):
@@ -29,16 +25,13 @@ def plain(x, weights, gates, counts):
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("library", [*LIBRARIES, "torch"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("case", COUNTS)
+@each(library=[*LIBRARIES, "torch"], dtype=DTYPES, gated=[False, True], case=COUNTS)
 def test_hidden_units(library, dtype, gated, case):
     counts, work = COUNTS[case], WeightWork(PRODUCTS if library == "torch" else products(library))
     shapes = [(sum(counts), 33), *[(len(counts), 33, 50)] * (1 + gated)]
-    leaves = [number(*s, seed=i, dtype=dtype).requires_grad_() for i, s in enumerate(shapes)]
+    leaves = [numbers(*s, seed=i, dtype=dtype).requires_grad_() for i, s in enumerate(shapes)]
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    grad = number(sum(counts), 50, seed=3, dtype=dtype)
+    grad = numbers(sum(counts), 50, seed=3, dtype=dtype)
     (a,), da = gradients(lambda x, w, g=None: plain(x, w, g, counts), wide, [grad.double()])
     (b,), db = gradients(lambda x, w, g=None: hidden_units(x, w, g, work, counts), leaves, [grad])
     for expected, found in zip((a, *da), (b, *db), strict=True):
@@ -46,17 +39,15 @@ def test_hidden_units(library, dtype, gated, case):
         assert far(expected, found.double()) < ROUNDING[dtype] if expected.numel() else found.shape == expected.shape
 
 
-@pytest.mark.parametrize("library", [*LIBRARIES, "torch"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gated", [False, True])
+@each(library=[*LIBRARIES, "torch"], dtype=DTYPES, gated=[False, True])
 def test_one_matrix_and_its_main_gradient(library, dtype, gated):
     """Gradients are work, added to what is there in its own type."""
     work = WeightWork(PRODUCTS if library == "torch" else products(library))
-    x = number(2, 9, 24, seed=0, dtype=dtype).requires_grad_()
-    weights = [nn.Parameter(number(24, 40, seed=1 + i, dtype=dtype)) for i in range(1 + gated)]
+    x = numbers(2, 9, 24, seed=0, dtype=dtype).requires_grad_()
+    weights = [nn.Parameter(numbers(24, 40, seed=1 + i, dtype=dtype)) for i in range(1 + gated)]
     for weight in weights:
         weight.main_grad = torch.ones(24, 40, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    grad = number(2, 9, 40, seed=4, dtype=dtype)
+    grad = numbers(2, 9, 40, seed=4, dtype=dtype)
     wide = [leaf.detach().double().requires_grad_() for leaf in (x, *weights)]
     one = geglu(wide[0] @ wide[2], wide[0] @ wide[1]) if gated else relu(wide[0] @ wide[1])
     out = hidden_units(x, weights[0], weights[1] if gated else None, work)
@@ -73,16 +64,14 @@ def test_one_matrix_and_its_main_gradient(library, dtype, gated):
         assert far(theirs.grad + 1, weight.main_grad.double()) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", COUNTS)
+@each(library=LIBRARIES, dtype=DTYPES, case=COUNTS)
 def test_matrices_either_way_round(library, dtype, case):
     """Stored as they are used or across, and gradients added to either, and to narrow ones."""
     ours, counts = products(library), COUNTS[case]
-    x, grad = number(sum(counts), 24, seed=0, dtype=dtype), number(sum(counts), 35, seed=1, dtype=dtype)
+    x, grad = numbers(sum(counts), 24, seed=0, dtype=dtype), numbers(sum(counts), 35, seed=1, dtype=dtype)
     for across in (False, True):
         stored = (len(counts), 35, 24) if across else (len(counts), 24, 35)
-        weights, into = number(*stored, seed=2, dtype=dtype), number(*stored, seed=3, dtype=dtype)
+        weights, into = numbers(*stored, seed=2, dtype=dtype), numbers(*stored, seed=3, dtype=dtype)
         weights, into = (weights.mT, into.mT) if across else (weights, into)
         expected = grouped_times(x.double(), weights.double(), counts)
         if expected.numel():
@@ -93,34 +82,31 @@ def test_matrices_either_way_round(library, dtype, case):
         assert far(wanted, into.double()) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@each(library=LIBRARIES, dtype=DTYPES)
 def test_gradients_of_geglu_at_extremes(library, dtype):
     gate = torch.tensor([0.0, -0.0, 1e-30, -5.0, 5.0, -12.0, 30.0, -30.0, 1e4, -1e4, 0.7, -0.75], dtype=dtype)
-    x, grad = number(12, seed=0, dtype=dtype), number(12, seed=1, dtype=dtype)
-    expected = gate.double(), x.double()
+    x, grad = numbers(12, seed=0, dtype=dtype), numbers(12, seed=1, dtype=dtype)
+    expected = gate.double().clone(), x.double().clone()
     geglu_gradient_(*expected, grad.double())
     products(library).geglu_gradient_(gate, x, grad)
     for a, b in zip(expected, (gate, x), strict=True):
         assert b.isfinite().all() and far(a, b.double()) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("gated", [False, True])
+@each(library=LIBRARIES, gated=[False, True])
 def test_what_is_not_a_number_stays(library, gated):
-    x, weights = number(3, 16, seed=0, dtype=torch.float32), number(1, 16, 16, seed=1, dtype=torch.float32)
+    x, weights = numbers(3, 16, seed=0, dtype=torch.float32), numbers(1, 16, 16, seed=1, dtype=torch.float32)
     x[1, 2] = float("nan")
     found = hidden_units(x, weights, weights if gated else None, WeightWork(products(library)), [3])
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the forward is in the product there")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 7, 1000])
+@each(dtype=DTYPES, rows=[1, 7, 1000])
 def test_geglu_of_any_length(dtype, rows):
     """Whatever is left over beside whole vectors and threads, also where what is only read is not contiguous; in place
     there is no other way, and it is said."""
-    kernels, parts = load("cpp"), [number(rows, 37, 3, seed=i, dtype=dtype)[..., 1] for i in range(3)]
+    kernels, parts = load("cpp"), [numbers(rows, 37, 3, seed=i, dtype=dtype)[..., 1] for i in range(3)]
     gate, x, grad = (part.double() for part in parts)
     assert far(geglu(gate, x), kernels.geglu(*parts[:2]).double()) < ROUNDING[dtype]
     with pytest.raises(RuntimeError, match="contiguous"):

@@ -5,7 +5,8 @@ N tokens, F features.
 
 import torch
 
-from benches.operations.case import COMPILED, Case, Size, Work, forward_backward, normal
+from benches.operations.case import COMPILED, Case, Size, forward_backward, normal
+from benches.timing import Work
 from megaswitch.ops.cpp.load import cpp_kernels
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference.activation import geglu
