@@ -29,7 +29,8 @@ class TrainConfig:
         objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
             "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.
         compile: what compiles what the blocks do between products, kernels and collectives: "none", "inductor" (by
-            torch.compile, in the first step) or "aot_eager" (traced and not compiled, to find faults).
+            torch.compile, in the first step; it pays where plain torch does the work, with dropout above all) or
+            "aot_eager" (traced and not compiled, to find faults).
         deterministic: whether only operations that give the same bits each time are used, at some cost on a GPU.
     """
 
