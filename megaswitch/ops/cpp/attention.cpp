@@ -312,6 +312,7 @@ class Backward {
 
   void write(const W* from, int64_t rows, T* to) const {
     for (int64_t i = 0; i < rows; ++i) {
+      fetch_ahead<true>(to + i * row_, K_, row_);
       for (int64_t d = 0; d < K_; ++d) to[i * row_ + d] = narrow<T>(from[i * kp_ + d]);
     }
   }

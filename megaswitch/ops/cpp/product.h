@@ -173,10 +173,10 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, 
   }
 }
 
-// Fetches what is read some rows later: rows of one head lie too far apart for the processor to guess.
-template <typename T>
+// Fetches what is read, or written, some rows later: rows of one head lie too far apart for the processor to guess.
+template <bool kWritten = false, typename T>
 inline void fetch_ahead(const T* x, int64_t columns, int64_t row) {
-  for (int64_t d = 0; d < columns; d += 64 / sizeof(T)) __builtin_prefetch(x + 24 * row + d);
+  for (int64_t d = 0; d < columns; d += 64 / sizeof(T)) __builtin_prefetch(x + 24 * row + d, kWritten);
 }
 
 // Rows of numbers as operands along the depth, `width` operands apart.
@@ -196,18 +196,18 @@ void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, E* out, i
 // Panels of a matrix whose rows, `row` numbers apart, are the depth.
 template <typename E, typename T>
 void pack(const T* x, int64_t rows, int64_t columns, int64_t row, E* out) {
-  for (int64_t n = 0; n < columns; n += kPanel<E>) {
-    const int64_t count = std::min(kPanel<E>, columns - n);
-    for (int64_t d = 0; d < rows; d += kNumbers<E>, out += kPanel<E>) {
-      const T* from = x + d * row + n;
-      for (int64_t i = 0; i < kNumbers<E>; ++i) fetch_ahead(from + i * row, count, row);
+  for (int64_t d = 0; d < rows; d += kNumbers<E>, x += kNumbers<E> * row, out += kPanel<E>) {
+    const T* next = d + 1 < rows ? x + row : nullptr;
+    for (int64_t i = 0; i < kNumbers<E>; ++i) fetch_ahead(x + i * row, columns, row);
+    for (int64_t n = 0; n < columns; n += kPanel<E>) {
+      E* to = out + n * operands<E>(rows);
+      const int64_t count = std::min(kPanel<E>, columns - n);
       if constexpr (kPairs<E>) {
-        const T* next = d + 1 < rows ? from + row : nullptr;
-        for (int64_t i = 0; i < count; ++i) out[i].bits = from[i].x | (next ? uint32_t{next[i].x} << 16 : 0);
+        for (int64_t i = 0; i < count; ++i) to[i].bits = x[n + i].x | (next ? uint32_t{next[n + i].x} << 16 : 0);
       } else {
-        for (int64_t i = 0; i < count; ++i) out[i] = E(from[i]);
+        for (int64_t i = 0; i < count; ++i) to[i] = E(x[n + i]);
       }
-      for (int64_t i = count; i < kPanel<E>; ++i) out[i] = E{};
+      for (int64_t i = count; i < kPanel<E>; ++i) to[i] = E{};
     }
   }
 }
