@@ -72,9 +72,10 @@ def test_it_is_the_definition(library, shape, kind, dtype, rate):
 def from_exact(function, leaves: list[Tensor], bias: Bias, weight: Tensor) -> list[float]:
     """Root mean squares of the distances to the definition in float64, by those of its numbers."""
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    expected = run(attention, exact, replace(bias, by_distance_HR=exact[3]), None, weight.double())
-    found = run(function, leaves, bias, None, weight)
-    return [float((a - b.double()).norm() / a.norm()) for a, b in zip(expected, found, strict=True)]
+    bias_64 = replace(bias, by_distance_HR=exact[3])
+    expected = [x.detach() for x in run(attention, exact, bias_64, None, weight.double())]
+    found = [x.detach().double() for x in run(function, leaves, bias, None, weight)]
+    return [float((a - b).norm() / a.norm()) for a, b in zip(expected, found, strict=True)]
 
 
 def test_bfloat16_is_as_near_to_float64_as_the_definition_is():
