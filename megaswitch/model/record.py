@@ -1,6 +1,7 @@
 """The record of a step: one vector of the same shape on every rank, every number a share of a sum over ranks."""
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from megaswitch.utils.host import host_read
 TOKENS = ("nll", "z", "targets", "content_nll", "content_targets")
 """Sums over target tokens; "content" leaves out EOS and sentinels."""
 _STOP = len(TOKENS)
-_HEAD = len(TOKENS) + 1
+_SQUARES = _STOP + 1
+_HEAD = _SQUARES + 1
 
 
 class Record:
     """Accumulates what stages report of a step.
 
-    The vector holds TOKENS, the number of ranks that want to stop, then for each Switch layer of the model
-    (encoder first) STATISTICS and the tokens that wanted each expert.
+    The vector holds TOKENS, the number of ranks that want to stop, the sum of squares of the gradients, then for each
+    Switch layer of the model (encoder first) STATISTICS and the tokens that wanted each expert.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
@@ -37,6 +39,10 @@ class Record:
     def ask_to_stop(self, wish: bool) -> None:
         """Tell the others whether this process wants to end after the step."""
         self.vector[_STOP] = float(wish)
+
+    def add_squares(self, squares: Tensor) -> None:
+        """Add this rank's share of the squares of all gradients, a scalar."""
+        self.vector[_SQUARES] += squares
 
     def add_tokens(self, sums: Tensor) -> None:
         """Add sums in the order of TOKENS."""
@@ -61,7 +67,8 @@ class Record:
             name: LayerRecord(**dict(zip(STATISTICS, row, strict=False)), load=row[len(STATISTICS) :])
             for name, row in zip(self.names, rows, strict=True)
         }
-        return StepRecord(**dict(zip(TOKENS, head, strict=True)), stops=values[_STOP], layers=layers)
+        sums = dict(zip(TOKENS, head, strict=True))
+        return StepRecord(**sums, stops=values[_STOP], squares=values[_SQUARES], layers=layers)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,13 @@ class StepRecord:
     content_nll: float
     content_targets: float
     stops: float
+    squares: float
     layers: dict[str, LayerRecord]
+
+    @property
+    def grad_norm(self) -> float:
+        """Euclidean norm of the gradients of all parameters, before clipping."""
+        return sqrt(self.squares)
 
     @property
     def mean_nll(self) -> float:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from megaswitch.comm.collectives import all_reduce_
 from megaswitch.optim.buckets import Buckets
 
 _RUN = 1 << 10  # elements that are summed together
@@ -11,14 +10,14 @@ _NARROW = 1 << 17  # elements of a narrower type that are widened together: a ne
 
 
 @torch.no_grad()
-def gradient_norm(buckets: Buckets) -> Tensor:
-    """Euclidean norm over all parameters of the model, from the reduced segments; a scalar, equal on all ranks."""
+def gradient_squares(buckets: Buckets) -> Tensor:
+    """This rank's share of the sum of squares of all gradients of the model, from the reduced segments; a scalar."""
     first = buckets.buckets[0].master
     total = torch.zeros((), dtype=first.dtype, device=first.device)
     for bucket in buckets.buckets:
         if bucket.axes.primary:
             total += sum_of_squares(bucket.grad_segment, total.dtype)
-    return all_reduce_(total, buckets.topology.world).sqrt_()
+    return total
 
 
 def sum_of_squares(x_N: Tensor, dtype: torch.dtype) -> Tensor:

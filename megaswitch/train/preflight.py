@@ -16,7 +16,6 @@ from megaswitch.checkpoint.staging import spare_memory
 from megaswitch.checkpoint.training import Progress, training_pieces, training_tensors
 from megaswitch.comm.collectives import all_reduce_, barrier
 from megaswitch.comm.messages import gather_bytes
-from megaswitch.optim.clip import gradient_norm
 from megaswitch.topology.grid import AXIS_NAMES
 from megaswitch.topology.topology import Axis
 from megaswitch.train.alike import on_first
@@ -126,8 +125,7 @@ def mock_batch(system: System, source: Source, step: int, sample: int, microbatc
     every step begins by forgetting: what follows is what it would have been."""
     began = time.perf_counter()
     record = compute_gradients(system, read(system, source, sample)[:microbatches], step)
-    norm = float(host_read("grad_norm", gradient_norm(system.buckets).unsqueeze(0))[0])
-    loss = total_loss(system, record)
+    loss, norm = total_loss(system, record), record.grad_norm
     note = "" if isfinite(loss) and isfinite(norm) else ": NOT FINITE"
     seconds = time.perf_counter() - began
     return Finding("mock batch", f"loss {loss:.4g}, gradient norm {norm:.4g} after {seconds:.2f} s{note}")

@@ -7,12 +7,11 @@ from math import isfinite
 from megaswitch.model.micro_batch import Sequences
 from megaswitch.model.record import Record, StepRecord
 from megaswitch.optim.bucket import Bucket
-from megaswitch.optim.clip import clip_, gradient_norm
+from megaswitch.optim.clip import clip_, gradient_squares
 from megaswitch.optim.schedule import learning_rate
 from megaswitch.pipeline.schedule import make_schedule
 from megaswitch.train.batches import make_work
 from megaswitch.train.system import System
-from megaswitch.utils.host import host_read
 
 
 @dataclass(frozen=True)
@@ -64,28 +63,27 @@ def compute_gradients(
     own = schedule[system.topology.pp.rank]
     system.executor.run(own, work.batches, work.contexts, record, train=True)
     system.buckets.reduce()
+    record.add_squares(gradient_squares(system.buckets))
     record.ask_to_stop(stop())
     return record.summed(system.topology.world)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Gradients computed, their norm read: these numbers are equal on all ranks, so that all come to one decision."""
+    """Gradients computed and what they came to read, the one time a step that the host waits for it: these numbers are
+    equal on all ranks, so that all come to one decision."""
 
     record: StepRecord
     loss: float
-    grad_norm: float
 
     @property
     def finite(self) -> bool:
-        return isfinite(self.grad_norm) and isfinite(self.loss)
+        return isfinite(self.record.grad_norm) and isfinite(self.loss)
 
 
 def _attempt(system: System, sequences: Sequence[Sequences], step: int, *, stop: Stop) -> _Attempt:
     record = compute_gradients(system, sequences, step, stop=stop)
-    norm = gradient_norm(system.buckets)
-    grad_norm = float(host_read("grad_norm", norm.unsqueeze(0))[0])
-    return _Attempt(record, total_loss(system, record), grad_norm)
+    return _Attempt(record, total_loss(system, record))
 
 
 def train_step(
@@ -108,6 +106,6 @@ def train_step(
         attempt, retried = _attempt(system, sequences, step, stop=stop), True
     lr = learning_rate(config.optim, step, config.train.steps)
     if attempt.finite:
-        clip_(system.buckets, attempt.grad_norm, config.optim.clip)
+        clip_(system.buckets, attempt.record.grad_norm, config.optim.clip)
         system.optimizer.step(lr, (step if updates is None else updates) + 1, Bucket.begin_publish)
-    return StepResult(attempt.loss, attempt.record, attempt.grad_norm, lr, not attempt.finite, retried)
+    return StepResult(attempt.loss, attempt.record, attempt.record.grad_norm, lr, not attempt.finite, retried)

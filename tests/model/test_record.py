@@ -24,6 +24,7 @@ def filled(factor: float) -> Record:
     """Distinct numbers everywhere, in two micro-batches."""
     record = Record(CONFIG, CPU)
     for _ in range(2):
+        record.add_squares(factor * torch.tensor(32.0))
         record.add_tokens(factor * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]))
         for i, unit in enumerate(switch_layers(CONFIG)):
             record.add_layer(unit, factor * (torch.arange(1.0, len(STATISTICS) + 4) + 10 * i))
@@ -32,6 +33,7 @@ def filled(factor: float) -> Record:
 
 def check(summed: StepRecord, times: float) -> None:
     assert [getattr(summed, name) / times for name in TOKENS] == [1, 2, 4, 8, 16]
+    assert summed.squares / times == 32 and summed.grad_norm == summed.squares**0.5
     assert list(summed.layers) == ["encoder.1", "decoder.0", "decoder.1"]
     for i, layer in enumerate(summed.layers.values()):
         assert [getattr(layer, name) / times for name in STATISTICS] == [10 * i + n for n in range(1, 6)]

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from parity.harness import Slices, distance, slices_of, whole
 from torch import Tensor
 
+from megaswitch.comm.collectives import all_reduce_
 from megaswitch.model.transformer import alone
 from megaswitch.ops.registry import choose_ops
 from megaswitch.optim.buckets import Buckets
-from megaswitch.optim.clip import clip_, gradient_norm
+from megaswitch.optim.clip import clip_, gradient_squares
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.make import make_optimizer
 from megaswitch.optim.optimizer import master_state
@@ -109,7 +110,7 @@ def run(topology: Topology, config: OptimConfig, zero: bool, clip: float = 0.0) 
             box = local_box(spec, topology.grid, topology.rank)
             parameter.grad += skewed(spec, step)[box.slices] * share(topology, spec)
         buckets.reduce()
-        norm = gradient_norm(buckets)
+        norm = all_reduce_(gradient_squares(buckets), topology.world).sqrt()
         norms.append(norm.item())
         clip_(buckets, norm.item(), clip)
         optimizer.step(0.01 * step, step)

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megaswitch.model.config import ModelConfig
-from megaswitch.optim.clip import gradient_norm
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.optimizer import StateTensor, master_state
 from megaswitch.topology.config import LayoutConfig
@@ -134,8 +133,8 @@ def run_rank(config: RunConfig, steps: int = STEPS) -> tuple[dict[str, list[floa
     """One rank's steps."""
     system, source = build(config, place()), RandomSource(config.model)
     record = compute_gradients(system, read(system, source, 0), 0)
-    grads, first_norm = gradients_of(system), gradient_norm(system.buckets).item()
-    scalars: dict[str, list[float]] = {"loss": [total_loss(system, record)], "grad_norm": [first_norm]}
+    grads = gradients_of(system)
+    scalars: dict[str, list[float]] = {"loss": [total_loss(system, record)], "grad_norm": [record.grad_norm]}
     for step in range(steps):
         result = train_step(system, read(system, source, step * config.train.global_batch), step)
         parts = {"loss": result.loss, "grad_norm": result.grad_norm, "aux": result.record.aux}

@@ -29,7 +29,7 @@ from megaswitch.model.stage import Stage
 from megaswitch.optim.adafactor import Adafactor
 from megaswitch.optim.adamw import AdamW
 from megaswitch.optim.buckets import Buckets
-from megaswitch.optim.clip import gradient_norm
+from megaswitch.optim.clip import gradient_squares
 from megaswitch.train.system import System
 
 STEP = "part:rest"
@@ -52,7 +52,7 @@ _METHODS = {
     (AdamW, "step"): "optimizer",
     (Adafactor, "step"): "optimizer",
 }
-_FUNCTIONS = {dropout: "dropout", gradient_norm: "optimizer"}
+_FUNCTIONS = {dropout: "dropout", gradient_squares: "optimizer"}
 _ACTIVATIONS = ("relu", "threshold", "gelu", "mul", "clamp_min")
 """Operations inside the experts that are no products, nor of their making."""
 
