@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megaswitch.layers import initial
 from megaswitch.layers.region import Region
-from megaswitch.layers.weight_work import WeightWork, product
+from megaswitch.layers.weight_work import WeightWork, lookup, product
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.derive import shard_range
 from megaswitch.params.spec import ParamSpec
@@ -51,13 +51,13 @@ class Embedding(nn.Module):
         self.dtype = dtype or self.table_VD.dtype
         self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
+    def forward(self, ids_BL: Tensor, work: WeightWork) -> Tensor:
         """[B, L, D], split along the sequence where the region says so."""
         if self.region.axis.size == 1:
-            return nn.functional.embedding(ids_BL, self.table_VD).to(self.dtype)
+            return lookup(self.table_VD, ids_BL, work).to(self.dtype)
         local_BL = ids_BL - self.first
         held_BL = (local_BL >= 0) & (local_BL < self.table_VD.shape[0])
-        rows_BLD = nn.functional.embedding(torch.where(held_BL, local_BL, 0), self.table_VD).to(self.dtype)
+        rows_BLD = lookup(self.table_VD, torch.where(held_BL, local_BL, 0), work).to(self.dtype)
         return self.region.leave(rows_BLD * held_BL.unsqueeze(-1).to(rows_BLD.dtype))
 
 

@@ -5,14 +5,14 @@ while a collective is under way, at the end of a unit, or when a zero-bubble sch
 parameter's `main_grad`, which the optimizer's buckets give it. Parameters without one (a model outside training) get
 their gradients from autograd, at once.
 
-N rows, I inputs, O outputs, X experts.
+N rows, I inputs, O outputs, X experts; V rows of a table, D their width.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megaswitch.ops.reference.products import PRODUCTS, Products
 
@@ -167,4 +167,36 @@ def hidden_units(
     """max(x W, 0), or where there is a gate's matrix GEGLU: gelu(x gate) * (x W); by one matrix [I, O] each or, with
     counts, by those of the rows' experts [X, I, O]."""
     out: Tensor = _Hidden.apply(x, weight, gate, work, counts)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a table, whose gradients are added where they belong: of the rest of the table nothing is touched."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, work: WeightWork) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.work = table, work
+        return nn.functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (ids,), table = ctx.saved_tensors, ctx.table
+        main_grad = main_grad_of(table)
+        if main_grad is None:
+            of_table = torch.zeros_like(table)
+            _add_rows(of_table, ids, grad)
+            return of_table, None, None
+        ctx.work.put(lambda: _add_rows(main_grad, ids, grad))
+        return None, None, None
+
+
+@torch.no_grad()
+def _add_rows(into_VD: Tensor, ids: Tensor, grad: Tensor) -> None:
+    into_VD.index_add_(0, ids.flatten(), grad.flatten(0, -2).to(into_VD.dtype))
+
+
+def lookup(table_VD: Tensor, ids: Tensor, work: WeightWork) -> Tensor:
+    """[*ids, D] in the table's type: its rows `ids`."""
+    out: Tensor = _Lookup.apply(table_VD, ids, work)  # type: ignore[no-untyped-call]
     return out

@@ -143,7 +143,7 @@ class Stage(nn.Module):
     def _embed(self, stack: Stack, batch: MicroBatch, ctx: Context) -> Tensor:
         assert self.embedding is not None
         ids = batch.encoder_ids_BS if stack == "encoder" else batch.decoder_ids_BT
-        return self._dropout(self.embedding(ids), f"{stack}.embed", ctx)
+        return self._dropout(self.embedding(ids, ctx.work), f"{stack}.embed", ctx)
 
     def _block(
         self, unit: Unit, carry: Carry, batch: MicroBatch, ctx: Context, record: Record, cache: Cache | None

@@ -52,7 +52,7 @@ def test_embedding(world, n, split):
         axis = axis_here(n)
         first, stop = shard_range(VOCABULARY, n, axis.rank)
         own = nn.Parameter(table.detach()[first:stop].clone())
-        out = Embedding(config(), {EMBEDDING: own}, Region(axis, split and n > 1))(ids_BL)
+        out = Embedding(config(), {EMBEDDING: own}, Region(axis, split and n > 1))(ids_BL, WeightWork())
         place = axis.rank if split and n > 1 else 0
         (out * weight.chunk(n if split else 1, 1)[place]).sum().backward()
         return out.detach(), own.grad

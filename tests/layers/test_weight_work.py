@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from megaswitch.layers.context import Context
-from megaswitch.layers.weight_work import WeightWork, grouped_product, product
+from megaswitch.layers.weight_work import WeightWork, grouped_product, lookup, product
 from megaswitch.model.transformer import alone
 
 COUNTS = [3, 0, 2]
@@ -59,6 +59,28 @@ def test_gradients_are_those_of_the_product(kind, main_grad, dtype):
     tolerance = 1e-6 if main_grad and dtype == torch.float32 else 1e-12
     torch.testing.assert_close(found.double(), twin.grad, rtol=tolerance, atol=tolerance)
     assert not main_grad or weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_of_a_table_are_those_of_its_rows(dtype):
+    """Rows that come several times, others not at all; with a main gradient they are work, without one at once."""
+    ids, wanted = torch.tensor([[0, 3, 3], [5, 0, 3]]), number(2, 3, 4, seed=2)
+    twin = number(6, 4, seed=1).requires_grad_()
+    (nn.functional.embedding(ids, twin) * wanted).sum().backward()
+    table, work = parameter(6, 4, dtype=dtype), WeightWork()
+    for _ in range(2):
+        out = lookup(table, ids, work)
+        assert torch.equal(out, twin.detach()[ids])
+        (out * wanted).sum().backward()
+    assert not table.main_grad.any() and table.grad is None  # type: ignore[attr-defined]
+    for todo in work.take():
+        todo()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    found = table.main_grad.double()  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, 2 * twin.grad, rtol=tolerance, atol=tolerance)
+    plain = nn.Parameter(twin.detach().clone())
+    (lookup(plain, ids, work) * wanted).sum().backward()
+    assert torch.equal(plain.grad, twin.grad)
 
 
 def test_a_wide_weight_is_cast_where_it_is_used():
