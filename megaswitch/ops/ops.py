@@ -13,7 +13,7 @@ from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.adamw import AdamStep, adamw_
 from megaswitch.ops.reference.attention import attention
 from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
-from megaswitch.ops.reference.dropout import RowDrop, dropout, features_uniform
+from megaswitch.ops.reference.dropout import RowDrop, dropout, features_uniform, jitter
 from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.products import PRODUCTS, Products
 from megaswitch.ops.reference.random import states
@@ -42,6 +42,7 @@ class Ops:
         add_rms_norm: the residual stream's addition and the norm of the sum.
         states: of the stateless generator, from a key's and counters.
         dropout: by the stateless generator, rows' states given.
+        jitter: multiplication by numbers near 1, likewise.
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient_: the losses' gradient, in the logits' place.
@@ -64,6 +65,7 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = add_rms_norm
     states: Callable[[Tensor, Sequence[Tensor]], Tensor] = states
     dropout: Callable[[Tensor, Tensor, float, int], Tensor] = dropout
+    jitter: Callable[[Tensor, Tensor, float], Tensor] = jitter
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient_: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] = cross_entropy_gradient_

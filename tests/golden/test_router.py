@@ -13,6 +13,7 @@ from megaswitch.layers.moe.router import route
 from megaswitch.layers.moe.routers.switch import pick
 from megaswitch.layers.moe.statistics import Tokens, aux_loss
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.reference.dropout import jitter_by
 from megaswitch.topology.topology import Axis
 
 SWITCH = ("nodrop", "cf125", "drop", "tie")
@@ -30,6 +31,9 @@ class Given:
     def uniform(self, site: str, width: int) -> Tensor:
         assert width == self._uniform_TF.shape[1]
         return self._uniform_TF
+
+    def jitter(self, x_TF: Tensor, size: float) -> Tensor:
+        return jitter_by(x_TF, self._uniform_TF, size)
 
 
 def quiet() -> SimpleNamespace:

@@ -34,6 +34,19 @@ def test_equal_bit_for_bit(library, dtype, shape, first):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [0.01, 0.3])
+def test_jitter(library, dtype, shape, size):
+    kernels, rows = load(library), states(shape[0])
+    leaves, weights = [number(shape, 0, dtype).requires_grad_()], [number(shape, 1, dtype)]
+    (a,), (da,) = gradients(lambda x: reference.jitter(x, rows, size), leaves, weights)
+    (b,), (db,) = gradients(lambda x: fused.jitter(kernels, x, rows, size), leaves, weights)
+    for expected, found in ((a, b), (da, db)):
+        assert not found.numel() or far(expected, found) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("rate", RATES)
 def test_numbers_on_the_border(library, rate):
     """Numbers that equal the rate as float32 holds it are kept, those one step below are not."""

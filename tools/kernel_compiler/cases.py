@@ -43,6 +43,7 @@ def _activations(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]
     yield _case("rms_norm_backward", x, x, x, w, rstd)
     states = on_paper(N, dtype=torch.int64)
     yield _case("dropout", on_paper(N, D, dtype=dtype), states, 0.1, 0)
+    yield _case("jitter", on_paper(N, D, dtype=dtype), states, 0.01)
     yield _case("features_uniform", states, 0, E)
     logits, target = on_paper(N, V, dtype=dtype), on_paper(N, dtype=torch.int64)
     yield _case("cross_entropy_statistics", logits, target)

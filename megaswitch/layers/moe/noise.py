@@ -31,5 +31,11 @@ class Noise:
 
     def uniform(self, site: str, width: int) -> Tensor:
         """[T, width] numbers in [0, 1), float32."""
-        states_BL = self.ctx.rows(f"{self.name}.{site}", self.ctx.positions(self.length, split=True))
-        return self.ctx.ops.features_uniform(states_BL.flatten(), 0, width)
+        return self.ctx.ops.features_uniform(self._states(site), 0, width)
+
+    def jitter(self, x_TF: Tensor, size: float) -> Tensor:
+        """x times numbers from 1 - size to 1 + size."""
+        return self.ctx.ops.jitter(x_TF, self._states("jitter"), size)
+
+    def _states(self, site: str) -> Tensor:
+        return self.ctx.rows(f"{self.name}.{site}", self.ctx.positions(self.length, split=True)).flatten()

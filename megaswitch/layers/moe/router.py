@@ -39,8 +39,7 @@ def disturb(x_TD: Tensor, config: ModelConfig, noise: Noise) -> Tensor:
         keep = 1.0 - config.router_dropout
         x_TD = x_TD * (noise.uniform("router_dropout", x_TD.shape[1]) < keep).to(x_TD.dtype) / keep
     if config.jitter:
-        factor = 1.0 + config.jitter * (2.0 * noise.uniform("jitter", x_TD.shape[1]).double() - 1.0)
-        x_TD = x_TD * factor.to(x_TD.dtype)
+        x_TD = noise.jitter(x_TD, config.jitter)
     return x_TD
 
 

@@ -1,4 +1,4 @@
-// Dropout by the stateless generator. N rows of F features.
+// Dropout and jitter by the stateless generator. N rows of F features.
 #include "common.h"
 #include "random.h"
 
@@ -18,6 +18,18 @@ void drop_row(const T* x, uint32_t state, Counters counters, uint32_t threshold,
   }
 }
 
+// Factors from 1 - size to 1 + size in double, rounded to the type that they multiply.
+template <typename T>
+void jitter_row(const T* x, uint32_t state, Counters counters, double size, T* out, int64_t width) {
+  using W = wide_t<T>;
+#pragma omp simd
+  for (int64_t f = 0; f < width; ++f) {
+    const int32_t bits = static_cast<int32_t>(counters.of(state, static_cast<uint32_t>(f)) >> 8);
+    const double factor = 1.0 + size * (2.0 * (bits * 0x1p-24) - 1.0);
+    out[f] = narrow<T>(W(x[f]) * W(narrow<T>(static_cast<W>(factor))));
+  }
+}
+
 void uniform_row(uint32_t state, Counters counters, float* out, int64_t width) {
 #pragma omp simd
   for (int64_t f = 0; f < width; ++f) {
@@ -31,24 +43,43 @@ void check(const Tensor& states, int64_t rows, int64_t first, int64_t width) {
   TORCH_CHECK(first >> 32 == (first + std::max<int64_t>(width, 1) - 1) >> 32, "features cross a multiple of 2^32");
 }
 
+// Calls row(x, state, out) for each row, with its numbers and its state.
+template <typename T, typename Row>
+void for_each_row(const Tensor& x, const Tensor& states, Tensor& out, Row row) {
+  const int64_t rows = x.size(0), width = x.size(1);
+  const T* from = x.const_data_ptr<T>();
+  const int64_t* state = states.const_data_ptr<int64_t>();
+  T* to = out.data_ptr<T>();
+  at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) row(from + n * width, static_cast<uint32_t>(state[n]), to + n * width);
+  });
+}
+
 // x where the row's and feature's number is at least the rate, times 1 / (1 - rate), and zero elsewhere
 Tensor dropout(const Tensor& x_in, const Tensor& states_in, double rate, int64_t first) {
   const Tensor x = x_in.contiguous(), states = states_in.contiguous();
-  const int64_t rows = x.size(0), width = x.size(1);
-  check(states, rows, first, width);
+  const int64_t width = x.size(1);
+  check(states, x.size(0), first, width);
   Tensor out = at::empty(x.sizes(), x.options());
   MEGASWITCH_DISPATCH(x.scalar_type(), "dropout", [&] {
-    using T = scalar_t;
-    const T* xp = x.const_data_ptr<T>();
-    const int64_t* sp = states.const_data_ptr<int64_t>();
-    T* op = out.data_ptr<T>();
+    const auto scale = static_cast<wide_t<scalar_t>>(1.0 / (1.0 - rate));
     const uint32_t threshold = threshold_of(rate);
-    const wide_t<T> scale = static_cast<wide_t<T>>(1.0 / (1.0 - rate));
-    at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        drop_row<T>(xp + n * width, static_cast<uint32_t>(sp[n]), Counters(first), threshold, scale, op + n * width,
-                    width);
-      }
+    for_each_row<scalar_t>(x, states, out, [&](const scalar_t* from, uint32_t state, scalar_t* to) {
+      drop_row<scalar_t>(from, state, Counters(first), threshold, scale, to, width);
+    });
+  });
+  return out;
+}
+
+// x times a number near 1 by row and feature
+Tensor jitter(const Tensor& x_in, const Tensor& states_in, double size) {
+  const Tensor x = x_in.contiguous(), states = states_in.contiguous();
+  const int64_t width = x.size(1);
+  check(states, x.size(0), 0, width);
+  Tensor out = at::empty(x.sizes(), x.options());
+  MEGASWITCH_DISPATCH(x.scalar_type(), "jitter", [&] {
+    for_each_row<scalar_t>(x, states, out, [&](const scalar_t* from, uint32_t state, scalar_t* to) {
+      jitter_row<scalar_t>(from, state, Counters(0), size, to, width);
     });
   });
   return out;
@@ -74,6 +105,7 @@ Tensor features_uniform(const Tensor& states_in, int64_t first, int64_t width) {
 
 TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
   m.impl("dropout", dropout);
+  m.impl("jitter", jitter);
   m.impl("features_uniform", features_uniform);
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
-from megaswitch.ops.fused.dropout import dropout, features_uniform
+from megaswitch.ops.fused.dropout import dropout, features_uniform, jitter
 from megaswitch.ops.fused.permute import permute, unpermute
 from megaswitch.ops.fused.products import cpu_products, gpu_products
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
@@ -24,6 +24,7 @@ def fused_ops(name: str, kernels: Any) -> Ops:
         add_rms_norm=partial(add_rms_norm, kernels),
         attention=partial(attention, kernels),
         dropout=partial(dropout, kernels),
+        jitter=partial(jitter, kernels),
         features_uniform=partial(features_uniform, kernels),
         cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
         cross_entropy_gradient_=partial(cross_entropy_gradient_, kernels),

@@ -1,4 +1,4 @@
-"""Dropout and random factors by the stateless generator: each row has a random state, each feature folds its number in.
+"""Dropout and jitter by the stateless generator: each row has a random state, each feature folds its number in.
 
 N rows, F features.
 """
@@ -29,3 +29,14 @@ def features_uniform(states_N: Tensor, first_feature: int, width: int) -> Tensor
 def dropout(x_NF: Tensor, states_N: Tensor, rate: float, first_feature: int) -> Tensor:
     """`drop` by numbers that follow from the rows' states (int64); `first_feature` is the number of x's first one."""
     return drop(x_NF, rate, features_uniform(states_N, first_feature, x_NF.shape[1]))
+
+
+def jitter_by(x: Tensor, uniform: Tensor, size: float) -> Tensor:
+    """x times factors from 1 - size to 1 + size that follow from numbers in [0, 1)."""
+    factor = 1.0 + size * (2.0 * uniform.double() - 1.0)
+    return x * factor.to(x.dtype)
+
+
+def jitter(x_NF: Tensor, states_N: Tensor, size: float) -> Tensor:
+    """`jitter_by` numbers that follow from the rows' states (int64)."""
+    return jitter_by(x_NF, features_uniform(states_N, 0, x_NF.shape[1]), size)

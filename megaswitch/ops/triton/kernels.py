@@ -28,6 +28,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "adafactor_moments_": adafactor.adafactor_moments_,
     "adafactor_apply_moments_": adafactor.adafactor_apply_moments_,
     "dropout": dropout.dropout,
+    "jitter": dropout.jitter,
     "features_uniform": dropout.features_uniform,
     "cross_entropy_statistics": cross_entropy.cross_entropy_statistics,
     "cross_entropy_gradient_": cross_entropy.cross_entropy_gradient_,
