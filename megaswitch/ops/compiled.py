@@ -20,7 +20,7 @@ from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.compiler import refuse_without_compiler
 from megaswitch.ops.ops import Joint, Ops
 from megaswitch.ops.reference.attention import attention
-from megaswitch.ops.reference.dropout import dropout, features_uniform
+from megaswitch.ops.reference.dropout import dropout, features_uniform, jitter
 from megaswitch.ops.reference.random import states
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
 
@@ -45,6 +45,7 @@ def compiled_ops(ops: Ops, compiler: str, device: torch.device) -> Ops:
         "rms_norm": (rms_norm, rows(rms_norm, 1)),
         "add_rms_norm": (add_rms_norm, rows(add_rms_norm, 2)),
         "dropout": (dropout, rows(dropout, 2)),
+        "jitter": (jitter, rows(jitter, 2)),
         "features_uniform": (features_uniform, rows(features_uniform, 1)),
         "states": (states, _states(compiler)),
         "attention": (attention, _attention(compiler)),

@@ -19,12 +19,14 @@ from megaswitch.topology.start import Place
 from megaswitch.train.batches import make_work
 from megaswitch.train.config import RunConfig, TrainConfig
 from megaswitch.train.system import System, build
+from megaswitch.utils.malloc import keep_freed_memory
 
 Case = Mapping[str, Tensor]
 
 
 def _system(case: Case, place: Place, dtype: str) -> System:
     """A model whose encoder has one Switch layer of the case's shape."""
+    keep_freed_memory()  # as training does
     (B, L, D), (E, _, F) = case["x"].shape, case["wi"].shape
     model = ModelConfig(
         vocab_size=64, d_model=D, d_ff=F, d_kv=16, num_heads=1, num_encoder_layers=2, num_decoder_layers=1,
