@@ -186,7 +186,7 @@ def test_checksums():
 def test_a_collapsed_router_is_told_once(caplog):
     def record(*load):
         layer = LayerRecord(aux=1.0, z=0.0, dropped=3.0, routed=sum(load), entropy=0.0, load=list(load))
-        return StepRecord(1.0, 0.0, 1.0, 1.0, 1.0, 0.0, {"encoder.1": layer})
+        return StepRecord(1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, {"encoder.1": layer})
 
     routers = Routers(0.9)
     routers.look(1, record(50.0, 50.0))
