@@ -39,7 +39,8 @@ def test_equal_bit_for_bit(library, dtype, shape, first):
 @pytest.mark.parametrize("size", [0.01, 0.3])
 def test_jitter(library, dtype, shape, size):
     kernels, rows = load(library), states(shape[0])
-    leaves, weights = [number(shape, 0, dtype).requires_grad_()], [number(shape, 1, dtype)]
+    x, weight = (numbers(*shape, seed=seed, dtype=dtype) for seed in (0, 1))
+    leaves, weights = [x.requires_grad_()], [weight]
     (a,), (da,) = gradients(lambda x: reference.jitter(x, rows, size), leaves, weights)
     (b,), (db,) = gradients(lambda x: fused.jitter(kernels, x, rows, size), leaves, weights)
     for expected, found in ((a, b), (da, db)):
