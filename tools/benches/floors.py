@@ -41,7 +41,7 @@ def needs(config: RunConfig, record: StepRecord, size: int) -> dict[str, Need]:
     """What a step needs by part, after its record; `size` is the bytes of a number in the step's type."""
     sequences = config.train.global_batch
     return {
-        "products": Need(flops=_PASSES * _products(config.model, record, sequences)),
+        "products": _products(config.model, record, sequences),
         "attention": Need(flops=_PASSES * sequences * _attention(config.model)),
         "norms": Need(bytes=sequences * _norms(config.model) * size),
         "router": _router(config.model, record, sequences, size),
@@ -50,15 +50,17 @@ def needs(config: RunConfig, record: StepRecord, size: int) -> dict[str, Need]:
     }
 
 
-def _products(model: ModelConfig, record: StepRecord, sequences: int) -> float:
-    """FLOPs of one forward: projections, feed-forward networks, experts of the tokens that are kept, and the head."""
+def _products(model: ModelConfig, record: StepRecord, sequences: int) -> Need:
+    """Projections, feed-forward networks, experts of the tokens that are kept, and the head, which may be float32."""
     s, t, d, w = model.encoder_length, model.decoder_length, model.d_model, model.inner_dim
     matrices = 3 if model.activation == "geglu" else 2
     projections = model.num_encoder_layers * 4 * s + model.num_decoder_layers * (4 * t + 2 * t + 2 * s)
     dense = sum((model.num_layers(k) - model.num_sparse(k)) * model.length(k) for k in STACKS)
     kept = sum(layer.routed - layer.dropped for layer in record.layers.values())
     rows = sequences * dense + kept
-    return sequences * 2.0 * d * (w * projections + t * model.vocab_size) + 2.0 * matrices * d * model.d_ff * rows
+    head = _PASSES * sequences * 2.0 * d * t * model.vocab_size
+    others = _PASSES * 2.0 * d * (sequences * w * projections + matrices * model.d_ff * rows)
+    return Need(flops=others, wide_flops=head) if model.logits_dtype == "float32" else Need(flops=others + head)
 
 
 def _attention(model: ModelConfig) -> float:
