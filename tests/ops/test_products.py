@@ -99,7 +99,7 @@ def test_kernels_one_matrix(dtype, transposed, rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("counts", [*COUNTS.values(), [70, 0, 3, 129], [131, 67, 200, 1], [65, 1, 1, 0]])
+@pytest.mark.parametrize("counts", [*COUNTS.values(), [70, 0, 3, 129], [131, 67, 300, 1], [65, 1, 1, 0]])
 def test_kernels_by_expert(dtype, counts):
     """Numbers of rows that are rounded, up to where the next experts' rows or the end come."""
     ours, rows = products(cpp_kernels()), sum(counts)

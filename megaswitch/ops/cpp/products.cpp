@@ -2,8 +2,8 @@
 // (MKL leaves out half of such a processor that is not Intel's), takes its operands either way round, and adds to what
 // is there. In other types and on other processors they are torch's.
 //
-// oneDNN compiles a kernel for each shape it meets, which takes as long as a small product. Experts get other numbers of
-// rows every time; so that there are few shapes, a number of rows is rounded.
+// oneDNN compiles a kernel for each shape it meets, which takes as long as a small product, and keeps a thousand of them.
+// Experts get other numbers of rows every time; so that there are fewer shapes, large numbers are rounded.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 
@@ -22,8 +22,9 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kSmall = 64;  // so few rows may be of any number
 constexpr int64_t kSteps = 16;  // numbers of rows, between one power of two and the next, that shapes may have
+constexpr int64_t kFew = 64;    // so few rows may be of any number
+constexpr int64_t kSome = 256;  // so few also where rounding costs an addition: their numbers come again soon
 
 bool through_onednn(at::ScalarType type) {
 #ifdef CPU_CAPABILITY_AVX512
@@ -60,8 +61,8 @@ void add_product(Tensor into, const Tensor& rows, const Tensor& cols) {
 }
 
 // The distance between numbers of rows that shapes may have, near this number.
-int64_t step_of(int64_t rows) {
-  return rows < kSmall ? 1 : static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows))) / kSteps;
+int64_t step_of(int64_t rows, int64_t exact) {
+  return rows < exact ? 1 : static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows))) / kSteps;
 }
 
 void check(const Tensor& x, const Tensor& weight) {
@@ -97,7 +98,7 @@ Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef cou
   Tensor out = at::empty({x.size(0), weights.size(2)}, x.options());
   int64_t first = 0;
   for (const int64_t e : c10::irange(counts.size())) {
-    const int64_t step = step_of(counts[e]), rounded = (counts[e] + step - 1) / step * step;
+    const int64_t step = step_of(counts[e], kFew), rounded = (counts[e] + step - 1) / step * step;
     const int64_t rows = std::min(rounded, x.size(0) - first);
     multiply(out.narrow(0, first, rows), x.narrow(0, first, rows), weights.select(0, e), false);
     first += counts[e];
@@ -110,7 +111,7 @@ Tensor& add_grouped_(Tensor& into, const Tensor& rows, const Tensor& cols, at::I
   check(rows, cols, counts, into.size(0));
   int64_t first = 0;
   for (const int64_t e : c10::irange(counts.size())) {
-    const int64_t rest = counts[e] % step_of(counts[e]);
+    const int64_t rest = counts[e] % step_of(counts[e], kSome);
     for (const int64_t some : {counts[e] - rest, rest}) {
       add_product(into.select(0, e), rows.narrow(0, first, some), cols.narrow(0, first, some));
       first += some;
