@@ -53,8 +53,10 @@ _METHODS = {
     (Adafactor, "step"): "optimizer",
 }
 _FUNCTIONS = {dropout: "dropout", gradient_squares: "optimizer"}
-_ACTIVATIONS = ("relu", "threshold", "gelu", "mul", "clamp_min")
+_ACTIVATIONS = ("relu", "threshold", "gelu", "geglu", "mul", "clamp_min")
 """Operations inside the experts that are no products, nor of their making."""
+_PRODUCTS = ("times", "add_outer_", "add_grouped_", "grouped_times", "mm", "addmm", "matmul")
+"""Operations of a dense network's hidden units that are its products."""
 
 
 def marked(system: System) -> System:
@@ -148,7 +150,7 @@ def _scope(event: Any, nodes: dict[int, str] | None) -> str | None:
 
 
 def _part(scope: str, operation: str) -> str:
-    if scope != "experts":
-        return scope
-    plain = operation.removeprefix("aten::")
-    return "activation" if plain.startswith(_ACTIVATIONS) else "products"
+    plain = operation.rpartition("::")[2]
+    if scope == "experts":
+        return "activation" if plain.startswith(_ACTIVATIONS) else "products"
+    return "products" if scope == "activation" and plain.startswith(_PRODUCTS) else scope
