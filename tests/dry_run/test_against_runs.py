@@ -121,9 +121,13 @@ def test_a_played_step_counts_what_a_real_one_does(world, name):
         told = facts(play(config, n, rank, answer=replaying(reads)).watch)
         for key in ("traffic", "flops", "products", "weights", "gradients", "optimizer"):
             assert told[key] == real[key], f"rank {rank}: {key}"
-        # gloo's threads may let go of a tensor a little late
         for key in ("activations", "buffers", "peak"):
-            assert told[key] == pytest.approx(real[key], rel=0.1), f"rank {rank}: {key}"
+            least = real[key]
+            for _ in range(2):  # gloo's threads may let go of a tensor late, which adds to the memory of that run
+                if told[key] == pytest.approx(least, rel=0.1):
+                    break
+                least = min(least, world(n, run_rank, config)[rank][0][key])
+            assert told[key] == pytest.approx(least, rel=0.1), f"rank {rank}: {key}"
 
 
 def test_nothing_but_weights_gradients_and_optimizer_stays():
