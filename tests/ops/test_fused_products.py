@@ -3,11 +3,11 @@
 import pytest
 import torch
 from ops.libraries import DTYPES, INTERPRETED, LIBRARIES, ROUNDING, each, far, gradients, load, numbers
-from torch import nn
+from torch import nn, relu
 
 from megaswitch.layers.weight_work import WeightWork, hidden_units
 from megaswitch.ops.fused.products import cpu_products, gpu_products
-from megaswitch.ops.reference.activation import geglu, relu
+from megaswitch.ops.reference.activation import geglu
 from megaswitch.ops.reference.products import PRODUCTS, add_grouped_, geglu_gradient_, grouped_times
 
 COUNTS = {"some each": [3, 0, 5, 1], "one": [70], "none at all": [0, 0], "a tile and more": [0, 130, 7]}

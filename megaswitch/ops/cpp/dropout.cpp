@@ -43,15 +43,12 @@ void check(const Tensor& states, int64_t rows, int64_t first, int64_t width) {
   TORCH_CHECK(first >> 32 == (first + std::max<int64_t>(width, 1) - 1) >> 32, "features cross a multiple of 2^32");
 }
 
-// Calls row(x, state, out) for each row, with its numbers and its state.
-template <typename T, typename Row>
-void for_each_row(const Tensor& x, const Tensor& states, Tensor& out, Row row) {
-  const int64_t rows = x.size(0), width = x.size(1);
-  const T* from = x.const_data_ptr<T>();
+// Calls row(n, state) for each row's number and state, of rows of that width.
+template <typename Row>
+void for_each_row(const Tensor& states, int64_t width, Row row) {
   const int64_t* state = states.const_data_ptr<int64_t>();
-  T* to = out.data_ptr<T>();
-  at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) row(from + n * width, static_cast<uint32_t>(state[n]), to + n * width);
+  at::parallel_for(0, states.numel(), grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) row(n, static_cast<uint32_t>(state[n]));
   });
 }
 
@@ -64,8 +61,10 @@ Tensor dropout(const Tensor& x_in, const Tensor& states_in, double rate, int64_t
   MEGASWITCH_DISPATCH(x.scalar_type(), "dropout", [&] {
     const auto scale = static_cast<wide_t<scalar_t>>(1.0 / (1.0 - rate));
     const uint32_t threshold = threshold_of(rate);
-    for_each_row<scalar_t>(x, states, out, [&](const scalar_t* from, uint32_t state, scalar_t* to) {
-      drop_row<scalar_t>(from, state, Counters(first), threshold, scale, to, width);
+    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    scalar_t* to = out.data_ptr<scalar_t>();
+    for_each_row(states, width, [&](int64_t n, uint32_t state) {
+      drop_row<scalar_t>(from + n * width, state, Counters(first), threshold, scale, to + n * width, width);
     });
   });
   return out;
@@ -78,8 +77,10 @@ Tensor jitter(const Tensor& x_in, const Tensor& states_in, double size) {
   check(states, x.size(0), 0, width);
   Tensor out = at::empty(x.sizes(), x.options());
   MEGASWITCH_DISPATCH(x.scalar_type(), "jitter", [&] {
-    for_each_row<scalar_t>(x, states, out, [&](const scalar_t* from, uint32_t state, scalar_t* to) {
-      jitter_row<scalar_t>(from, state, Counters(0), size, to, width);
+    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    scalar_t* to = out.data_ptr<scalar_t>();
+    for_each_row(states, width, [&](int64_t n, uint32_t state) {
+      jitter_row<scalar_t>(from + n * width, state, Counters(0), size, to + n * width, width);
     });
   });
   return out;
@@ -88,15 +89,11 @@ Tensor jitter(const Tensor& x_in, const Tensor& states_in, double size) {
 // numbers in [0, 1) of all features of each row
 Tensor features_uniform(const Tensor& states_in, int64_t first, int64_t width) {
   const Tensor states = states_in.contiguous();
-  const int64_t rows = states.size(0);
-  check(states, rows, first, width);
-  Tensor out = at::empty({rows, width}, states.options().dtype(at::kFloat));
-  const int64_t* sp = states.const_data_ptr<int64_t>();
-  float* op = out.data_ptr<float>();
-  at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      uniform_row(static_cast<uint32_t>(sp[n]), Counters(first), op + n * width, width);
-    }
+  check(states, states.size(0), first, width);
+  Tensor out = at::empty({states.size(0), width}, states.options().dtype(at::kFloat));
+  float* to = out.data_ptr<float>();
+  for_each_row(states, width, [&](int64_t n, uint32_t state) {
+    uniform_row(state, Counters(first), to + n * width, width);
   });
   return out;
 }

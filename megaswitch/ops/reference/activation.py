@@ -1,12 +1,7 @@
-"""Activations of the feed-forward networks."""
+"""The gated activation of the feed-forward networks; the other one, ReLU, is torch's."""
 
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def relu(x: Tensor) -> Tensor:
-    """max(x, 0)."""
-    return F.relu(x)
 
 
 def geglu(gate: Tensor, x: Tensor) -> Tensor:
