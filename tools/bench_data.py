@@ -5,15 +5,17 @@
 Every subcommand is a module of `data_benches/` with `HELP`, `add_options(parser)` and `measure(options)`.
 """
 
-import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from megaswitch.data.prep.command import run
+from megaswitch.utils.arguments import Program
+
 
 def main() -> int:
     """Runs one benchmark; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Program(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for path in sorted((Path(__file__).parent / "data_benches").glob("[a-z]*.py")):
         module = import_module(f"data_benches.{path.stem}")
@@ -21,8 +23,7 @@ def main() -> int:
         module.add_options(command)
         command.set_defaults(measure=module.measure)
     options = parser.parse_args()
-    options.measure(options)
-    return 0
+    return run(lambda: options.measure(options))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ GPU would be asked which is fastest: registers a thread, bytes of shared memory 
 to memory, of each GPU, and which instructions do its products. No GPU is needed; nothing is run.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,15 +16,15 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 from kernel_compiler.report import as_table, write_json
 
+from megaswitch.utils.arguments import Program
+
 ARCHS = (80, 90, 100)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; 1 where a kernel spills registers."""
     lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        description=lines[0], epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Program(description=lines[0], epilog="\n".join(lines[1:]))
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), help="compute capabilities, 90 for an H100")
     parser.add_argument("--only", default="", metavar="WORD", help="operations whose name has this in it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")

@@ -7,13 +7,16 @@ A line names a preset, the processes and configuration keys. The first rank is s
 of all (--worst, slower).
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from megaswitch.data.prep.command import run
+from megaswitch.utils.arguments import Program
+from megaswitch.utils.errors import MissingInputError, UserError
 
 HEAD = (
     "model", "GPUs", "keys", "micro-batches", "parameters held", "weights, gradients, optimizer", "peak",
@@ -30,12 +33,12 @@ def rows_of(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def dry_run(preset: str, world: str, keys: list[str], ranks: str) -> dict[str, Any]:
-    """What the dry run says of the first of the ranks; SystemExit with its own words where it refuses."""
+    """What the dry run says of the first of the ranks; UserError with its own words where it refuses."""
     command = [sys.executable, "-m", "megaswitch", "dry-run", "--world", world, "--ranks", ranks, "--json"]
     command += [f"--model.preset={preset}", *(f"--{key}" for key in keys)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join([preset, world, *keys])}: {done.stderr.strip()}")
+        raise UserError(f"{' '.join([preset, world, *keys])}: {done.stderr.strip()}")
     told = json.loads(done.stdout)
     first: dict[str, Any] = told["ranks"][0]
     return first
@@ -61,18 +64,28 @@ def row(preset: str, world: str, keys: list[str], told: dict[str, Any]) -> list[
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Read the list, play each line, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    """The command; returns the exit code."""
+    parser = Program(description=__doc__)
     parser.add_argument("list", help="file with a line a row, or - for standard input")
     parser.add_argument("--worst", action="store_true", help="show the rank with the highest peak")
     arguments = parser.parse_args()
-    lines = (sys.stdin.read() if arguments.list == "-" else Path(arguments.list).read_text("utf-8")).splitlines()
+    return run(lambda: table(arguments.list, "worst" if arguments.worst else "first"))
+
+
+def table(name: str, ranks: str) -> None:
+    """Read the list, play each line, print the table."""
+    if name != "-" and not Path(name).is_file():
+        raise MissingInputError(f"{name} is no file; give one with a line a row, or - for standard input")
+    lines = (sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")).splitlines()
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
-    for preset, world, *keys in rows_of(lines):
-        told = dry_run(preset, world, keys, "worst" if arguments.worst else "first")
+    for words in rows_of(lines):
+        if len(words) == 1:
+            raise UserError(f"{words[0]!r} names no processes; a line is PRESET PROCESSES [KEY=VALUE ...]")
+        preset, world, *keys = words
+        told = dry_run(preset, world, keys, ranks)
         print("| " + " | ".join(row(preset, world, keys, told)) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,6 @@ table (Markdown) and a plot of the loss (PNG). Nothing here decides what should 
 what came out, beside the paper's figures.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,8 +16,10 @@ from statistics import mean
 
 import numpy as np
 
+from megaswitch.data.prep.command import Parser, positive
+
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = "Example (after launch/quickstart.sh): python tools/replicate.py capacity --steps 100 --out runs/replicate"
+EXAMPLE = "python tools/replicate.py capacity --steps 100 --out runs/replicate  # after launch/quickstart.sh"
 COMMON = (
     "--config=launch/configs/quickstart.toml",
     "--checkpoint.resume=none",
@@ -175,11 +176,11 @@ def plot(experiment: Experiment, results: dict[str, list[Result]], path: Path) -
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
+    parser = Parser(__doc__ or "", EXAMPLE)
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"any of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--steps", type=int, default=100, help="steps of each run")
+    parser.add_argument("--steps", type=positive, default=100, help="steps of each run")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replicate", help="folder of runs and results")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--workers", type=positive, default=2, help="runs at a time, one thread each")
     args = parser.parse_args(argv)
     unknown = set(args.experiments) - set(EXPERIMENTS)
     if unknown:

@@ -11,6 +11,7 @@ import numpy as np
 
 from megaswitch.data.blend import Blend
 from megaswitch.data.index import epoch_order
+from megaswitch.data.prep.command import positive
 
 HELP = "samples a second of building an epoch's index and a blend's schedule, beside Megatron-LM's"
 _LENGTH = 568
@@ -19,10 +20,10 @@ _MEAN_TOKENS = 540
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 10_000_000], metavar="N")
-    parser.add_argument("--corpora", type=int, nargs="+", default=[4, 100, 1000], metavar="K")
-    parser.add_argument("--samples", type=int, default=10_000_000, metavar="N", help="of the blends")
-    parser.add_argument("--repeats", type=int, default=3, metavar="R")
+    parser.add_argument("--documents", type=positive, nargs="+", default=[1_000_000, 10_000_000], metavar="N")
+    parser.add_argument("--corpora", type=positive, nargs="+", default=[4, 100, 1000], metavar="K")
+    parser.add_argument("--samples", type=positive, default=10_000_000, metavar="N", help="of the blends")
+    parser.add_argument("--repeats", type=positive, default=3, metavar="R")
     parser.add_argument(
         "--megatron-helpers",
         default=os.environ.get("MEGATRON_HELPERS", ""),

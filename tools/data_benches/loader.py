@@ -12,6 +12,7 @@ from megaswitch.data.config import DataConfig
 from megaswitch.data.layout import bin_path, dtype_for
 from megaswitch.data.opening import open_split
 from megaswitch.data.prefetch import Prefetcher
+from megaswitch.data.prep.command import positive
 from megaswitch.data.sidecar import TokenizerFacts
 from megaswitch.data.writer import IndexedWriter
 
@@ -21,12 +22,12 @@ _VOCABULARY, _PIECES = 32_100, 32_000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--tokens", type=int, default=400_000_000, metavar="N", help="of the corpus, which is made")
+    parser.add_argument("--tokens", type=positive, default=400_000_000, metavar="N", help="of the corpus that is made")
     parser.add_argument("--folder", default=None, metavar="DIR", help="where it is made (the system's temporary one)")
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help="samples a step")
-    parser.add_argument("--micro-batch", type=int, default=16, metavar="N")
-    parser.add_argument("--steps", type=int, default=200, metavar="N")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="samples a step")
+    parser.add_argument("--micro-batch", type=positive, default=16, metavar="N")
+    parser.add_argument("--steps", type=positive, default=200, metavar="N")
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--step-rate", type=float, default=0.0, metavar="X", help="samples/s that training uses")
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from megaswitch.data.prep.command import positive
+
 HELP = "tokens a second of data_prep/preprocess.py, of raw sentencepiece, and of Megatron-LM's preprocess_data.py"
 _BATCH = 1 << 20
 _ROOT = Path(__file__).parents[2]
@@ -26,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--input", required=True, metavar="F.jsonl")
     parser.add_argument("--tokenizer", required=True, metavar="M.model")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
-    parser.add_argument("--repeats", type=int, default=5, metavar="R", help="rounds, in each of which all run in turn")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="R", help="rounds, in which all run in turn")
     parser.add_argument(
         "--megatron", default=os.environ.get("MEGATRON_DIR", ""), metavar="DIR", help="a checkout (MEGATRON_DIR)"
     )

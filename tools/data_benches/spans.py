@@ -13,6 +13,7 @@ from megaswitch.data.batch import Batch, empty_batch
 from megaswitch.data.denoise import denoise_numpy, table
 from megaswitch.data.native import native
 from megaswitch.data.objectives import span_corruption
+from megaswitch.data.prep.command import positive
 from megaswitch.data.rng import derive_each
 from megaswitch.data.spans import EOS
 
@@ -24,9 +25,9 @@ _ENCODER, _DECODER, _VOCABULARY = 512, 114, 32_100
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--samples", type=int, default=1024, metavar="N")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--repeats", type=int, default=7, metavar="R")
+    parser.add_argument("--samples", type=positive, default=1024, metavar="N")
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--repeats", type=positive, default=7, metavar="R")
     parser.add_argument(
         "--collator", default="", metavar="F.py", help="a file with FlaxDataCollatorForT5MLM (transformers' T5 example)"
     )
