@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from benches.timing import Taken
 from megaswitch.topology.start import Place
+from megaswitch.utils.errors import UserError
 
 Round = Callable[[], Any]
 Make = Callable[[Place], Round]
@@ -34,8 +35,12 @@ class Crew:
     def once(self) -> Taken:
         """A round: the longest any of them took, and the processors' time of all."""
         for pipe in self._pipes:
-            pipe.send("go")
-        answers = [pipe.recv() for pipe in self._pipes]
+            with suppress(BrokenPipeError):  # what it said before it ended is there to be read
+                pipe.send("go")
+        try:
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, ConnectionResetError):
+            raise UserError("a process of the benchmark was ended from outside; was there memory enough?") from None
         troubles = [answer for answer in answers if isinstance(answer, str)]
         if troubles:
             raise RuntimeError(f"a process of the benchmark failed:\n{troubles[0]}")
@@ -44,12 +49,14 @@ class Crew:
 
 
 @contextmanager
-def crew(processes: int, make: Make, threads: int = 1) -> Iterator[Crew]:
-    """Forks processes with `threads` threads each, which meet over gloo; `make` builds what a round does.
+def crew(processes: int, make: Make, threads: int = 1, *, fork: bool = True) -> Iterator[Crew]:
+    """Starts processes with `threads` threads each, which meet over gloo; `make` builds what a round does.
 
-    This process must not have used several threads before: a child forked from it would hang.
+    This process must not have used several threads before: a child forked from it would hang. Without `fork` they begin
+    anew and have nothing of this process, such as its settings of malloc; `make` is then a module's function, or a
+    partial of one.
     """
-    context = get_context("fork")
+    context: Any = get_context("fork" if fork else "spawn")
     with tempfile.TemporaryDirectory(prefix="crew-") as folder:
         pairs = [context.Pipe() for _ in range(processes)]
         members = [
@@ -57,8 +64,9 @@ def crew(processes: int, make: Make, threads: int = 1) -> Iterator[Crew]:
             for rank, pair in enumerate(pairs)
         ]
         sys.stdout.flush()
-        for member in members:
+        for member, (_, theirs) in zip(members, pairs, strict=True):
             member.start()
+            theirs.close()  # so that the end of a member is seen, where no other holds a copy
         try:
             yield Crew([pair[0] for pair in pairs])
         finally:
