@@ -2,8 +2,8 @@
 
     python tools/bench.py step --experts 8 --threads 1 --dtype float32
 
-Each command prints a table and, as its last line, one JSON object. What the tests install anyway (transformers) is
-measured in this process; DeepSpeed and Tutel want an environment of their own, which --install-peers makes.
+Each command prints a table and, as its last line, one JSON object. transformers' step is measured in a process of its
+own, its layer in ours; DeepSpeed and Tutel want an environment of their own, which --install-peers makes.
 """
 
 import sys

@@ -3,6 +3,8 @@
 import importlib
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +14,8 @@ import pytest
 import torch
 
 from megaswitch.ops.ops import Ops
+from megaswitch.utils.errors import UserError
+from megaswitch.utils.malloc import keep_freed_memory
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -70,21 +74,78 @@ def test_step_as_a_user_calls_it():
     assert told["peer"]["name"] == "our own T5 of equal FLOPs"
 
 
-@pytest.mark.parametrize("arguments", [["--dtype", "bfloat16"], ["--peer", "hf-t5", "--dropout", "0.1"]])
-def test_step_beside_transformers(bench, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--dtype", "bfloat16"], "SwitchTransformers, bfloat16 by autocast"),
+        (
+            ["--dtype", "bfloat16", "--peer-precision", "bfloat16", "--peer-keeps-memory"],
+            "SwitchTransformers, all bfloat16, freed memory kept",
+        ),
+        (["--peer", "hf-t5", "--dropout", "0.1"], "T5 of equal FLOPs"),
+    ],
+)
+def test_step_beside_transformers(bench, arguments, name):
     """Both sides compute the same loss, or there are no figures."""
-    told = bench("step", *arguments)[1]
+    table, told = bench("step", *arguments)
     check(told, "tokens/s")
-    assert told["peer"]["name"].startswith("transformers, ") and 0 <= told["dropped"] < 1
+    assert told["peer"]["name"] == f"transformers, {name}" and f"{name}, tokens/s" in table
+    assert 0 <= told["dropped"] < 1
+
+
+def test_a_precision_of_transformers_is_of_bfloat16(bench):
+    for arguments in ([], ["--dtype", "bfloat16", "--peer", "own-t5"]):
+        with pytest.raises(UserError, match="goes with --dtype bfloat16"):
+            bench("step", "--peer-precision", "autocast", *arguments)
 
 
 def test_other_weights_are_noticed(bench, monkeypatch):
     """A peer with other weights, and so another loss, is refused."""
-    hugging_face = importlib.import_module("benches.hugging_face")
-    plain = hugging_face.as_theirs
-    monkeypatch.setattr(hugging_face, "as_theirs", lambda *a: {k: v * 1.5 for k, v in plain(*a).items()})
+    step = importlib.import_module("benches.step")
+    plain = step.save_file
+    monkeypatch.setattr(step, "save_file", lambda found, path: plain({k: v * 1.5 for k, v in found.items()}, path))
     with pytest.raises(AssertionError, match="ours has a loss of"):
         bench("step")
+
+
+_FAULTS = """
+from resource import RUSAGE_SELF, getrusage
+
+def make(place):
+    def faults():
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        b"x" * 40_000_000
+        return getrusage(RUSAGE_SELF).ru_minflt - before
+    return faults
+"""
+
+
+def test_a_process_that_is_not_forked_has_its_own_malloc(monkeypatch, tmp_path):
+    """It gets pages from the system anew each time, though this one keeps what was freed."""
+    if not keep_freed_memory():
+        pytest.skip("this C library has nothing to set")
+    (tmp_path / "page_faults.py").write_text(_FAULTS)
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    crew = importlib.import_module("benches.crew").crew
+    for fork in (True, False):
+        with crew(1, importlib.import_module("page_faults").make, fork=fork) as one:
+            for _ in range(4):
+                one.once()
+            assert (one.results[0] < 100) == fork
+
+
+def test_what_ends_a_process_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    crew = importlib.import_module("benches.crew").crew
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"), crew(1, lambda place: 1 / 0) as one:
+        one.once()
+
+    def work(place):
+        return lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UserError, match="memory enough"), crew(1, work) as one:
+        one.once()
 
 
 def test_layer_without_peers_says_so(bench, capsys):

@@ -62,6 +62,10 @@ def _step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", type=positive, nargs="+", default=[8], metavar="E")
     peers = "Hugging Face's Switch with the same weights, its T5 of equal FLOPs, or our own T5 of equal FLOPs"
     parser.add_argument("--peer", choices=["hf-switch", "hf-t5", "own-t5"], default="hf-switch", help=peers)
+    precision = "of Hugging Face in --dtype bfloat16: float32 weights under autocast (default), or all bfloat16"
+    parser.add_argument("--peer-precision", choices=["autocast", "bfloat16"], help=precision)
+    keeps = "Hugging Face's process keeps freed memory too, as our training has it and its users do not"
+    parser.add_argument("--peer-keeps-memory", action="store_true", help=keeps)
     _model(parser)
 
 

@@ -1,16 +1,21 @@
 """transformers' models with our weights: the same tensors under its names, and its training step."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from benches.command_line import Options
 from benches.models import DTYPES, Batch
 from megaswitch.checkpoint.hugging_face.describe import their_config
 from megaswitch.checkpoint.hugging_face.names import TABLES, family_of, their_names, transposed
 from megaswitch.model.config import ModelConfig
+from megaswitch.topology.start import Place
 from megaswitch.utils.errors import MissingInputError
+from megaswitch.utils.malloc import keep_freed_memory
 
 try:
     import transformers
@@ -56,12 +61,21 @@ def make_optimizer(parameters: Any, name: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
 
 
-def make_step(made: Any, optimizer: torch.optim.Optimizer, batch: Batch) -> Callable[[], float]:
-    """Forward, backward and optimizer over always the same batch; returns the loss."""
+def make_step(
+    weights: Path, model: ModelConfig, batch: Batch, options: Options, place: Place
+) -> Callable[[], float]:
+    """Forward, backward and optimizer over always the same batch, from our weights in a file; returns the loss."""
+    del place
+    if options.peer_keeps_memory:
+        keep_freed_memory()
+    autocast = options.peer_precision == "autocast"  # as their Trainer does with bf16=True
+    made = make_model(load_file(weights), model, "float32" if autocast else options.dtype)
+    optimizer = make_optimizer(made.parameters(), options.optimizer)
     encoder, targets = torch.from_numpy(batch.encoder_ids_BS), torch.from_numpy(batch.targets_BT)
 
     def step() -> float:
-        loss = made(input_ids=encoder, labels=targets, use_cache=False).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = made(input_ids=encoder, labels=targets, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
