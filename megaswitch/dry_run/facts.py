@@ -27,7 +27,8 @@ def facts_of(played: Played, routing: Routing) -> Facts:
     """Everything that `megaswitch dry-run` tells of a rank: parameters, bytes and FLOPs of one training step.
 
     memory: the highest of each kind (see `memory.KINDS`) over the step, bytes; `peak` of all together, and `at_peak`
-    its kinds. collectives: see `messages.Traffic`. flops: by part of the model and pass. bubble: share of the
+    its kinds. collectives: see `messages.Traffic`. flops: by part of the model and pass. host: see
+    `host_work`; `launched` by part of the step, `reads` by kind, each with their `total`. bubble: share of the
     pipeline's time. checkpoint: bytes of this rank's shard, and of all tensors. tokens_per_expert: of a pass, by stack.
     """
     system, watch = played.system, played.watch
@@ -43,6 +44,7 @@ def facts_of(played: Played, routing: Routing) -> Facts:
         "memory": _memory(watch.memory),
         "collectives": _collectives(watch),
         "flops": _flops(watch.products),
+        "host": watch.host.facts(),
         "bubble": bubble(config, system.num_microbatches),
         "checkpoint": _checkpoint(system),
         "tokens_per_expert": tokens_per_expert(config),

@@ -85,7 +85,7 @@ def play(
     grid = make_grid(config.layout, world)
     place = Place(rank, world, 0, 1, torch.device("meta"))
     answer = answer or Answers(config, grid, rank, routing, stack)
-    with fake_world(rank, world), own_groups(), watch.watching(), answered_by(answer):
+    with fake_world(rank, world), own_groups(), watch.watching(), answered_by(watch.host.counting(answer)):
         system = build(config, place, initialise=False)
         batch = full_sequences(config)
         watch_step(system, [batch] * system.num_microbatches, watch)

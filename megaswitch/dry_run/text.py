@@ -33,7 +33,8 @@ def as_text(facts: Facts) -> str:
         console.print(table)
         console.print()
     file = facts["checkpoint"]
-    lines = [f"bubble {facts['bubble']:.1%} (stages as long as their FLOPs)"]
+    lines = _host(facts)
+    lines += [f"bubble {facts['bubble']:.1%} (stages as long as their FLOPs)"]
     lines += [f"checkpoint: {file['file']} {quantity(file['bytes'], 'B')}; all shards {quantity(file['all'], 'B')}"]
     lines += [f"{stack}: {n:.0f} tokens an expert and pass" for stack, n in facts["tokens_per_expert"].items()]
     lines += [f"[yellow]warning:[/yellow] {line}" for line in facts["warnings"]]
@@ -82,3 +83,14 @@ def _flops(facts: Facts) -> Table:
         if any(of.values()):
             table.add_row(kind, *(quantity(of[each]) for each in PASSES), style="bold" if kind == "total" else "")
     return table
+
+
+def _host(facts: Facts) -> list[str]:
+    """What the host does: operations that it launches, by part of the step, and its reads."""
+    launched, reads = facts["host"]["launched"], facts["host"]["reads"]
+    total = f"{launched['total']:,} operations launched, {reads['total']:,} reads of the device"
+    return [f"host work a step: {total}", f"  operations: {_parts(launched)}", f"  reads: {_parts(reads) or 'none'}"]
+
+
+def _parts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n and name != "total")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megaswitch.dry_run.host_work import HostWork
 from megaswitch.dry_run.memory import Memory
 from megaswitch.dry_run.messages import Traffic, message
 from megaswitch.dry_run.products import Pass, Products
@@ -25,7 +26,7 @@ _RECOMPUTING = "_recomputation_hook"
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts collectives, products and memory.
+    """Counts collectives, products, memory, and what the host does.
 
     Args:
         played: whether tensors have no elements: then nothing is passed to other processes, and operations whose
@@ -36,7 +37,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.played, self.operations, self.phase = played, 0, ""
         self.traffic: dict[tuple[str, str], Traffic] = defaultdict(Traffic)
-        self.products, self.memory = Products(), Memory()
+        self.products, self.memory, self.host = Products(), Memory(), HostWork()
         self._shapes = Shapes()
         self._begun: _Work | None = None
 
@@ -55,6 +56,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Forget the counts so far; what lives stays known."""
         self.traffic.clear()
         self.products.clear()
+        self.host.clear()
         self.memory.start()
         self.operations = 0
 
@@ -76,7 +78,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.memory.becomes(out, "activations", only="buffers")
         product = self.products.see(func, args, kwargs, out, during or "backward")
         self.operations += 1
-        self.memory.note(self.operations, during or ("backward" if product else self.phase))
+        phase = during or ("backward" if product else self.phase)
+        self.host.see(func, args, out, phase)
+        self.memory.note(self.operations, phase)
         return out
 
     def _pass(self) -> tuple[Pass | None, bool]:

@@ -38,7 +38,7 @@ class Record:
 
     def ask_to_stop(self, wish: bool) -> None:
         """Tell the others whether this process wants to end after the step."""
-        self.vector[_STOP] = float(wish)
+        self.vector[_STOP].fill_(float(wish))
 
     def add_squares(self, squares: Tensor) -> None:
         """Add this rank's share of the squares of all gradients, a scalar."""

@@ -131,7 +131,8 @@ class Bucket:
         self.weights = torch.zeros(size, dtype=types.weights, device=device)
         self.grads = torch.zeros(size, dtype=types.grads, device=device)
         own = self._own(self.weights)
-        self.master = own if types.weights == types.master else own.to(types.master)
+        self._separate = types.weights != types.master
+        self.master = own.to(types.master) if self._separate else own
         self.grad_segment = self._own(self.grads)
         self.params = {entry.spec.name: self._parameter(entry) for entry in entries}
         self.pieces = self._pieces()
@@ -197,18 +198,16 @@ class Bucket:
 
     def pull_master(self) -> None:
         """Take the masters from the weights (after initialisation)."""
-        own = self._own(self.weights)
-        if self.master.data_ptr() != own.data_ptr():
-            self.master.copy_(own)
+        if self._separate:
+            self.master.copy_(self._own(self.weights))
 
     def begin_publish(self) -> None:
         """Begin to bring the masters of all segments into the weights of all ranks."""
         own = self._own(self.weights)
-        separate = self.master.data_ptr() != own.data_ptr()
         if self.axes.divided:
-            part = self.master.to(own.dtype) if separate else own.clone()
+            part = self.master.to(own.dtype) if self._separate else own.clone()
             self._gathering = start_all_gather(part, self.axes.data, out=self.weights)
-        elif separate:
+        elif self._separate:
             own.copy_(self.master)
 
     def await_weights(self) -> None:

@@ -42,8 +42,8 @@ def test_one_rank_as_text_and_picture(capsys, tmp_path):
     picture = tmp_path / "memory.svg"
     assert main([*TINY, "--world", "16", "--rank", "5", "--out", str(picture)]) == 0
     shown = capsys.readouterr().out
-    for words in ("switch_tiny, rank 5 of 16", "activations", "all_to_all", "bubble", "shard-00005.safetensors"):
-        assert words in shown
+    told = "rank 5 of 16", "activations", "all_to_all", "host work a step: ", "bubble", "shard-00005.safetensors"
+    assert all(words in shown for words in told)
     assert picture.read_text().startswith("<?xml") and "peak" in picture.read_text()
 
 
@@ -54,5 +54,8 @@ def test_several_ranks_as_json(capsys):
     assert ranks[2]["memory"]["peak"] >= max(facts["memory"]["peak"] for facts in ranks)
     for facts in ranks:
         assert facts["memory"]["weights"] == pytest.approx(2 * facts["parameters"]["held"]["total"], rel=0.01)
+        launched = facts["host"]["launched"]
+        assert launched["total"] == sum(launched.values()) / 2 > 500 and launched["recompute"] == 0
+        assert facts["host"]["reads"]["record"] == 1 and facts["host"]["reads"]["expert_splits"] > 0
         assert 0 < facts["bubble"] < 1 and facts["flops"]["total"]["backward"] > 0
         assert {one["axis"] for one in facts["collectives"]} >= {"pp", "ep", "dp", "world"}

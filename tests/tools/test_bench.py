@@ -183,6 +183,9 @@ def test_profile(bench, tmp_path):
     assert abs(sum(shares.values()) - 1) < 1e-9
     assert all(shares[part] > 0 for part in shares), "each part is found, forward or backward"
     assert shares["rest"] < 0.6 and "part:" in table
+    host = told["rows"][0]["host"]
+    assert host["launched"]["total"] == sum(host["launched"].values()) / 2 and host["launched"]["optimizer"] > 0
+    assert host["reads"]["record"] == 1
     assert (tmp_path / "profile.svg").read_text().startswith("<?xml")
 
 

@@ -15,6 +15,9 @@ from benches.parts import STEP, by_part, marked, operations, scopes
 from benches.rates import measure_rates
 from benches.report import Row, finish, number, show, significant
 from benches.timing import Figure, clocked, in_turns
+from megaswitch.dry_run.step import watch_step
+from megaswitch.dry_run.watch import Watch
+from megaswitch.utils.host import answered_by
 
 _LISTED = 12
 
@@ -32,7 +35,9 @@ def measure(options: Options) -> None:
     shares = _shares(profiles)
     size = DTYPES[options.dtype].itemsize
     floors = {part: need.seconds(rates) for part, need in needs(ours.config, record, size).items()}
+    host = _host_work(ours)
     _tell(shares, floors, whole)
+    print(f"it launches {host['launched']['total']:,} operations and reads the device {host['reads']['total']} times")
     _tell_operations(profiles[-1])
     print(f"\nproducts at {rates.flops / 1e9:.0f} GFLOP/s in {options.dtype} ({rates.plain / 1e9:.0f} by torch.mm)")
     print(f"a copy reads and writes {rates.bytes / 1e9:.1f} GB/s, a change in place {rates.updated / 1e9:.1f} GB/s")
@@ -41,7 +46,7 @@ def measure(options: Options) -> None:
     of_floor = Figure(tuple(floor / value for value in whole.values), "times")
     parts = {p: {"seconds": s * whole.median, "share": s, "floor": floors.get(p, 0.0)} for p, s in shares.items()}
     rest = 1.0 - sum(shares[p] for p in ("products", "attention", "optimizer"))
-    more = {"parts": parts, "neither_product_attention_nor_optimizer": rest, "rates": asdict(rates)}
+    more = {"parts": parts, "neither_product_attention_nor_optimizer": rest, "rates": asdict(rates), "host": host}
     row = Row(f"{options.experts} experts", whole, bound, of_floor, "what the machine allows", more)
     if options.out:
         _draw(parts, Path(options.out), f"{options.experts} experts, d_model {model.d_model}, {options.dtype}")
@@ -53,6 +58,14 @@ def _profiled(ours: Ours) -> EventList:
     with scopes(), profile(activities=[ProfilerActivity.CPU]) as seen, record_function(STEP):
         ours.step(system)
     return seen.events()
+
+
+def _host_work(ours: Ours) -> dict[str, dict[str, int]]:
+    """What a step asks of the host (see `dry_run.host_work`), counted beside the timing."""
+    watch = Watch(played=False)
+    with watch.watching(), answered_by(watch.host.counting(lambda kind, tensor: tensor.tolist())):
+        watch_step(ours.system, ours.batches, watch)
+    return watch.host.facts()
 
 
 def _shares(profiles: list[EventList]) -> dict[str, float]:

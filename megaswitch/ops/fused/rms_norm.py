@@ -15,13 +15,13 @@ from megaswitch.utils.precision import at_least_float32
 
 def _forward_shapes(x: Tensor, y: Tensor | None, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     rstd = x.new_empty(x.shape[:-1].numel(), dtype=at_least_float32(x.dtype))
-    return x.new_empty(0 if y is None else x.shape), torch.empty_like(x), rstd
+    return x.new_empty(0 if y is None else x.shape), x.new_empty(x.shape), rstd
 
 
 def _backward_shapes(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, w: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[-1], dtype=rstd.dtype)
+    return x.new_empty(x.shape), x.new_empty(x.shape[-1], dtype=rstd.dtype)
 
 
 KERNELS = (
