@@ -75,8 +75,8 @@ def main() -> int:
 
 def table(name: str, ranks: str) -> None:
     """Read the list, play each line, print the table."""
-    if name != "-" and not Path(name).is_file():
-        raise MissingInputError(f"{name} is no file; give one with a line a row, or - for standard input")
+    if name != "-" and not Path(name).exists():
+        raise MissingInputError(f"{name} is not there; give a file with a line a row, or - for standard input")
     lines = (sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")).splitlines()
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
     for words in rows_of(lines):

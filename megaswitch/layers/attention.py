@@ -55,7 +55,10 @@ class AttentionCore:
         self.name, self.rate, self.axis = name, config.dropout, region.axis
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, ctx: Context) -> Tensor:
-        """[B, L, H, K] from queries [B, L, H, K], keys and values [B, M, H, K]."""
+        """[B, L, H, K] from queries [B, L, H, K], keys and values [B, M, H, K]; computed again in the backward where
+        that frees the weights of all pairs, which kernels do not keep."""
+        if not ctx.ops.keeps_attention_weights:
+            return self._attend(q, k, v, bias, ctx)
         out: Tensor = ctx.again("core", self._attend, q, k, v, bias, ctx)
         return out
 

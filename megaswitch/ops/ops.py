@@ -102,6 +102,11 @@ class Ops:
             return self.joint.residual_norm(x_BLD, y_BLD, *drop, w_D)
         return self.add_rms_norm(x_BLD, self.dropped(y_BLD, drop), w_D)
 
+    @property
+    def keeps_attention_weights(self) -> bool:
+        """Whether attention keeps its weights [B, H, Q, M] for the backward: plain torch does, compiled or not."""
+        return self.attention is attention or "attention" in self.compiled
+
     def replaced(self) -> list[str]:
         """Names of the operations that are the backend's and not plain torch's."""
         default, others = Ops(), ("name", "joint", "compiled", *self.compiled)

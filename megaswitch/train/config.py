@@ -23,8 +23,8 @@ class TrainConfig:
         micro_batch: sequences that pass through the model at once; a multiple of the routing groups.
         seed: of weights, data order, dropout and jitter.
         dtype: of weights and activations; "auto" is bfloat16 on a GPU and float32 on a CPU.
-        recompute: activations computed again in the backward: "none", "selective" (attention core and hidden
-            units) or "full" (each block).
+        recompute: activations computed again in the backward: "none", "selective" (hidden units, and attention's core
+            in plain torch; kernels keep no attention weights) or "full" (each block).
         decoder_recompute: the choice for the decoder; "same": as in the encoder.
         objective: what is learned of text: "span_corruption" (T5's and the Switch Transformer's), "prefix_lm",
             "iid_denoising" or "ul2" (a mixture of denoisers, with data.mode_tokens). Tasks are learned as they are.

@@ -15,6 +15,7 @@ from megaswitch.dry_run.look import look
 from megaswitch.dry_run.step import play
 from megaswitch.model.presets import presets
 from megaswitch.model.published import PUBLISHED
+from megaswitch.ops.config import OpsConfig
 from megaswitch.optim.config import OptimConfig
 from megaswitch.topology.config import LayoutConfig
 from megaswitch.topology.start import cpu_group
@@ -84,6 +85,14 @@ def test_what_recompute_computes_again():
     assert full["head"]["recompute"] == 0
     for kind in ("attention", "dense", "experts", "router"):
         assert 0 < full[kind]["recompute"] <= full[kind]["forward"]
+
+
+@pytest.mark.parametrize(("backend", "again"), [("cpp", False), ("triton", False), ("reference", True)])
+def test_attention_is_computed_again_only_where_it_keeps_its_weights(backend, again):
+    config = replace(SMALL, train=replace(SMALL.train, recompute="selective"), ops=OpsConfig(backend))
+    flops = facts_of(play(config, 1, 0), "balanced")["flops"]
+    assert flops["dense"]["recompute"] > 0 and flops["experts"]["recompute"] > 0
+    assert (flops["attention"]["recompute"] > 0) == again
 
 
 def test_worst_routing_takes_more_memory_on_a_rank():
