@@ -1,8 +1,8 @@
-"""Token embedding and output head, the vocabulary split over tp.
+"""Token embedding, the vocabulary split over tp.
 
 B sequences, L tokens, D d_model, V this rank's part of the vocabulary.
 
-Communication: the embedding leaves a region, the head enters one.
+Communication: it leaves a region.
 """
 
 from collections.abc import Mapping
@@ -12,27 +12,18 @@ from torch import Tensor, nn
 
 from megaswitch.layers import initial
 from megaswitch.layers.region import Region
-from megaswitch.layers.weight_work import WeightWork, lookup, product
+from megaswitch.layers.weight_work import WeightWork, lookup
 from megaswitch.model.config import ModelConfig
 from megaswitch.params.derive import shard_range
 from megaswitch.params.spec import ParamSpec
-from megaswitch.utils.precision import widen
 
-EMBEDDING, HEAD = "embedding", "head"
+EMBEDDING = "embedding"
 
 
 def embedding_specs(config: ModelConfig) -> list[ParamSpec]:
     """The table [vocabulary, d_model], shared by encoder and decoder."""
     shape = (config.vocab_size, config.d_model)
     return [ParamSpec(EMBEDDING, shape, initial.embedding(), "embed", shards=(("tp", 0),))]
-
-
-def head_specs(config: ModelConfig) -> list[ParamSpec]:
-    """The output matrix [d_model, vocabulary], or the table again when tied."""
-    if config.tied_embeddings:
-        return embedding_specs(config)
-    shape, init = (config.d_model, config.vocab_size), initial.dense(config, config.d_model)
-    return [ParamSpec(HEAD, shape, init, "lm_head", shards=(("tp", 1),))]
 
 
 class Embedding(nn.Module):
@@ -59,21 +50,3 @@ class Embedding(nn.Module):
         held_BL = (local_BL >= 0) & (local_BL < self.table_VD.shape[0])
         rows_BLD = lookup(self.table_VD, torch.where(held_BL, local_BL, 0), work).to(self.dtype)
         return self.region.leave(rows_BLD * held_BL.unsqueeze(-1).to(rows_BLD.dtype))
-
-
-class Head(nn.Module):
-    """Logits over this rank's part of the vocabulary, in the type of their product (see `model.logits_dtype`)."""
-
-    def __init__(self, config: ModelConfig, params: Mapping[str, nn.Parameter], region: Region) -> None:
-        super().__init__()
-        self.region, self.tied = region, config.tied_embeddings
-        self.weight = params[EMBEDDING if self.tied else HEAD]
-        self.scale = config.d_model**-0.5 if self.tied else 1.0
-        self.wide = config.logits_dtype == "float32"
-        self.first, _ = shard_range(config.vocab_size, region.axis.size, region.axis.rank)
-
-    def forward(self, x_BLD: Tensor, work: WeightWork) -> Tensor:
-        """[B, L, V]; a tied table is used as it is, with the input scaled by d_model^-0.5."""
-        inside_BLD = self.region.enter(x_BLD, work)
-        scaled_BLD = (widen(inside_BLD) if self.wide else inside_BLD) * self.scale
-        return product(scaled_BLD, self.weight, work, transposed=self.tied)

@@ -78,6 +78,21 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight, None, None, None
 
 
+class _WideProduct(torch.autograd.Function):
+    """x W in at least float32, whose gradient is rounded to x's type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, work: WeightWork, transposed: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.work, ctx.transposed, ctx.grouped = weight, work, transposed, None
+        out_NO = work.products.wide_times(x.flatten(0, -2), oriented(weight, x.dtype, transposed))
+        return out_NO.view(*x.shape[:-1], out_NO.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Product.backward(ctx, grad.to(ctx.saved_tensors[0].dtype))[:4]
+
+
 class _Hidden(torch.autograd.Function):
     """max(x W, 0), or GEGLU of x by W and a gate's matrix. Kept are x, and what comes out or both products. Nobody else
     sees these: the backward, of which there is one, puts their gradients in their place."""
@@ -123,23 +138,33 @@ def _weight_grad(
     products, main_grad = work.products, main_grad_of(weight)
     if main_grad is None:
         of_weight = torch.zeros_like(weight)
-        _add_weight_grad(of_weight, x, grad, products, transposed, grouped)
+        add_weight_grad(of_weight, x, grad, products, transposed, grouped)
         return of_weight
-    work.put(lambda: _add_weight_grad(main_grad, x, grad, products, transposed, grouped))
+    work.put(lambda: add_weight_grad(main_grad, x, grad, products, transposed, grouped))
     return None
+
+
+def oriented(weight: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
+    """The matrix [I, O] (or those of experts) in that type, from one that is stored [O, I] where `transposed`."""
+    weight = weight.to(dtype)
+    return weight.transpose(-1, -2) if transposed else weight
 
 
 def _times(
     x: Tensor, weight: Tensor, products: Products, transposed: bool, grouped: Sequence[int] | None
 ) -> Tensor:
-    weight = weight.to(x.dtype)
-    weight = weight.transpose(-1, -2) if transposed else weight
+    weight = oriented(weight, x.dtype, transposed)
     return products.times(x, weight) if grouped is None else products.grouped_times(x, weight, grouped)
 
 
 @torch.no_grad()
-def _add_weight_grad(
-    into: Tensor, x: Tensor, grad: Tensor, products: Products, transposed: bool, grouped: Sequence[int] | None
+def add_weight_grad(
+    into: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    products: Products,
+    transposed: bool = False,
+    grouped: Sequence[int] | None = None,
 ) -> None:
     """Add x^T grad (its transpose for a weight that is used transposed), expert by expert where `grouped`."""
     rows, cols = (grad, x) if transposed else (x, grad)
@@ -152,6 +177,12 @@ def _add_weight_grad(
 def product(x: Tensor, weight_IO: Tensor, work: WeightWork, *, transposed: bool = False) -> Tensor:
     """x W [..., O] in x's type, whatever the weight's; with `transposed` the weight is stored [O, I]."""
     out: Tensor = _Product.apply(x, weight_IO, work, transposed, None)  # type: ignore[no-untyped-call]
+    return out
+
+
+def wide_product(x: Tensor, weight_IO: Tensor, work: WeightWork, *, transposed: bool = False) -> Tensor:
+    """`product` in at least float32: only its operands, and its gradient, are of x's type."""
+    out: Tensor = _WideProduct.apply(x, weight_IO, work, transposed)  # type: ignore[no-untyped-call]
     return out
 
 

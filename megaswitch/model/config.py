@@ -47,7 +47,6 @@ class ModelConfig:
         router_init_std: standard deviation of the router's initial weights.
         router_dtype: "float32" (selective precision), "compute": products in the compute type with a float32
             softmax, or "narrow": everything in the compute type (the paper's comparison).
-        logits_dtype: "float32", or "compute": the output product in the compute type, its result widened for softmax
             and loss. In bfloat16 that rounds logits and their gradients, and takes a fraction of the time.
         router: "switch" (top-1), "top2", "noisy_topk" (Shazeer 2017) or "ntlb" (No-Token-Left-Behind, appendix B).
         router_choices: experts of a token under "noisy_topk", and choices tried in turn under "ntlb".
@@ -95,7 +94,6 @@ class ModelConfig:
     init_rule: Literal["released", "paper"] = "released"
     router_init_std: float = 0.02
     router_dtype: Literal["float32", "compute", "narrow"] = "float32"
-    logits_dtype: Literal["float32", "compute"] = "float32"
     router: Literal["switch", "top2", "noisy_topk", "ntlb"] = "switch"
     router_choices: int = 2
     router_priority: Literal["position", "probability"] = "position"

@@ -7,12 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megaswitch.layers.cross_entropy import cross_entropy
-from megaswitch.topology.topology import Axis
 from megaswitch.utils.errors import UserError
 from megaswitch.utils.precision import at_least_float32
-
-_WHOLE = Axis("tp", 0, (0,))
 
 
 class DistillationLoss(NamedTuple):
@@ -54,10 +50,17 @@ def distillation_loss(
     student_NV = student_NV.to(at_least_float32(student_NV.dtype))
     teacher_NV = teacher_NV.detach().to(student_NV.dtype)
     count = weight_N.sum() if denominator is None else denominator
-    hard_N = cross_entropy(student_NV, target_N, 0, z_loss, _WHOLE).loss_N
+    hard_N = _hard(student_NV, target_N, z_loss)
     soft_N = _soft(student_NV / temperature, teacher_NV / temperature, z_loss)
     hard, soft = ((each_N * weight_N).sum() / count for each_N in (hard_N, soft_N))
     return DistillationLoss((1.0 - soft_share) * hard + temperature**2 * soft_share * soft, hard, soft)
+
+
+def _hard(student_NV: Tensor, target_N: Tensor, z_loss: float) -> Tensor:
+    """Cross-entropy of each token with its target, and z-loss."""
+    log_z_N = torch.logsumexp(student_NV, -1)
+    at_target_N = student_NV.gather(1, target_N.unsqueeze(1)).squeeze(1)
+    return log_z_N - at_target_N + z_loss * log_z_N.square()
 
 
 def _soft(student_NV: Tensor, teacher_NV: Tensor, z_loss: float) -> Tensor:

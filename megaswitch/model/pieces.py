@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megaswitch.layers.block import block_specs
-from megaswitch.layers.embedding import embedding_specs, head_specs
+from megaswitch.layers.embedding import embedding_specs
+from megaswitch.layers.head import head_specs
 from megaswitch.layers.norm import norm_specs
 from megaswitch.layers.relative_bias import relative_bias_specs
 from megaswitch.model.config import ModelConfig, Stack

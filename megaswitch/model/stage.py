@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from megaswitch.layers.block import Block, BlockCache
 from megaswitch.layers.context import Context, dropout
-from megaswitch.layers.cross_entropy import cross_entropy
-from megaswitch.layers.embedding import Embedding, Head
+from megaswitch.layers.embedding import Embedding
+from megaswitch.layers.head import Head, HeadLoss
 from megaswitch.layers.norm import Norm
 from megaswitch.layers.region import region_of
 from megaswitch.layers.relative_bias import RelativeBias
@@ -23,7 +23,7 @@ from megaswitch.model.record import Record
 from megaswitch.model.units import Unit
 from megaswitch.ops.bias import Bias
 from megaswitch.topology.topology import Topology
-from megaswitch.utils.precision import widen
+from megaswitch.utils.precision import at_least_float32
 
 Carry = dict[str, Tensor]
 """What travels between stages: "x" the encoder's stream, "memory" its result, "y" the decoder's stream; the
@@ -94,6 +94,7 @@ class Stage(nn.Module):
         embeds = any(unit.kind == "embed" for unit in units)
         self.embedding = Embedding(config, params, region, self.dtype) if embeds else None
         self.head = Head(config, params, region) if Unit("norm", "decoder") in units else None
+        self.loss = HeadLoss(config, self.head) if self.head is not None else None
         self.biases, self.parts = nn.ModuleDict(), nn.ModuleDict()
         for unit in units:
             if unit.kind == "block":
@@ -184,25 +185,24 @@ class Stage(nn.Module):
         normed_BLD = self._dropout(normed_BLD, f"{piece.stack}.norm", ctx)
         if piece.stack == "encoder":
             return {piece.writes: normed_BLD}
-        assert self.head is not None
-        logits_BTV = self.head(normed_BLD, ctx.work)
         if batch.targets_BT is None:
-            return {"logits": widen(logits_BTV)}
-        return {piece.writes: self._loss(logits_BTV, batch.targets_BT, ctx, record)}
+            assert self.head is not None
+            return {"logits": self.head(normed_BLD, ctx.work)}
+        return {piece.writes: self._loss(normed_BLD, batch.targets_BT, ctx, record)}
 
-    def _loss(self, logits_BTV: Tensor, targets_BT: Tensor, ctx: Context, record: Record) -> Tensor:
+    def _loss(self, normed_BLD: Tensor, targets_BT: Tensor, ctx: Context, record: Record) -> Tensor:
         """Sum of token losses over the step's number of targets; statistics are counted by one tp rank."""
-        assert self.head is not None
-        tp, target_N = self.topology.tp, targets_BT.flatten()
-        logits_NV, first = logits_BTV.flatten(0, 1), self.head.first
-        losses = cross_entropy(logits_NV, target_N, first, self.config.z_loss, tp, ctx.ops, consume=True)
-        real_N = (target_N != 0).to(losses.loss_N.dtype)
-        if tp.first:
+        assert self.loss is not None
+        target_N = targets_BT.flatten()
+        real_N = (target_N != 0).to(at_least_float32(normed_BLD.dtype))
+        losses = self.loss(normed_BLD, target_N, real_N / ctx.num_targets, ctx.work, ctx.ops)
+        if self.topology.tp.first:
             content_N = real_N * (target_N != EOS) * (target_N < self.first_sentinel)
             nll_N, z_N = losses.nll_N, losses.z_N
             sums = [nll_N * real_N, z_N * real_N, real_N, nll_N * content_N, content_N]
             record.add_tokens(torch.stack([s.sum() for s in sums]))
-        return (losses.loss_N * real_N).sum() / ctx.num_targets
+        objective: Tensor = losses.objective
+        return objective
 
     def _dropout(self, x_BLD: Tensor, site: str, ctx: Context) -> Tensor:
         return dropout(x_BLD, self.config.dropout, site, ctx, split=self.topology.sequence_parallel)

@@ -12,7 +12,7 @@ from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.adafactor import PASSES, Passes
 from megaswitch.ops.reference.adamw import AdamStep, adamw_
 from megaswitch.ops.reference.attention import attention
-from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient_, cross_entropy_statistics
+from megaswitch.ops.reference.cross_entropy import Statistics, cross_entropy_gradient, cross_entropy_statistics
 from megaswitch.ops.reference.dropout import RowDrop, dropout, features_uniform, jitter
 from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.products import PRODUCTS, Products
@@ -45,7 +45,7 @@ class Ops:
         jitter: multiplication by numbers near 1, likewise.
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
-        cross_entropy_gradient_: the losses' gradient, in the logits' place.
+        cross_entropy_gradient: the losses' gradient, in the logits' place where they are given as that.
         route_top1: softmax, choice and gate, and sums of probabilities for the auxiliary losses.
         queue: positions in the queues of experts.
         count_choices: tokens of each expert.
@@ -68,7 +68,7 @@ class Ops:
     jitter: Callable[[Tensor, Tensor, float], Tensor] = jitter
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
-    cross_entropy_gradient_: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] = cross_entropy_gradient_
+    cross_entropy_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None] = cross_entropy_gradient
     route_top1: Callable[[Tensor, Tensor | None, Tensor, Tensor, int], Routed] = route_top1
     queue: Callable[[Tensor, int], Queues] = queue
     count_choices: Callable[[Tensor, int], Tensor] = count_choices

@@ -51,7 +51,6 @@ _OF_TRAINING: tuple[str, ...] = (
     "model.init_rule",
     "model.router_init_std",
     "model.router_dtype",
-    "model.logits_dtype",
 )
 # What else the weights alone leave open: a run that begins with them may route and load them in its own way.
 _OPEN_TO_WEIGHTS = (
@@ -60,7 +59,6 @@ _OPEN_TO_WEIGHTS = (
     "model.fixed_capacity",
     "model.aux_loss_reduction",
     "model.exploration",
-    "model.logits_dtype",
     "model.router_",
     "model.second_",
 )

@@ -126,3 +126,18 @@ def test_kernels_without_inputs_or_of_other_sizes():
         ours.grouped_times(number(2, 3), number(1, 3, 5), [3])
     with pytest.raises(RuntimeError, match="there are 2 experts"):
         ours.grouped_times(number(2, 3), number(2, 3, 5), [2])
+
+
+@pytest.mark.parametrize("library", ["torch", "cpp"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2, 1), (5, 7, 9), (300, 6, 130), (257, 64, 65), (0, 4, 4)])
+def test_wide_products_of_narrow_numbers(library, dtype, across, shape):
+    """Sums are not rounded to the operands' type, by the matrix as it is stored or across."""
+    rows, inner, outer = shape
+    found = products(cpp_kernels()) if library == "cpp" else reference.PRODUCTS
+    x = number(rows, inner).to(dtype)
+    weight = number(outer, inner, seed=1).to(dtype).t() if across else number(inner, outer, seed=1).to(dtype)
+    out = found.wide_times(x, weight)
+    assert out.dtype == torch.promote_types(dtype, torch.float32)
+    assert far(x.double() @ weight.double(), out) < ROUNDING[out.dtype]

@@ -45,13 +45,13 @@ def needs(config: RunConfig, record: StepRecord, size: int) -> dict[str, Need]:
         "attention": Need(flops=_PASSES * sequences * _attention(config.model)),
         "norms": Need(bytes=sequences * _norms(config.model) * size),
         "router": _router(config.model, record, sequences, size),
-        "cross-entropy": Need(bytes=sequences * 3.0 * config.model.decoder_length * config.model.vocab_size * size),
+        "cross-entropy": Need(bytes=sequences * (8.0 + size) * config.model.decoder_length * config.model.vocab_size),
         "optimizer": Need(updated=_optimizer(config, size)),
     }
 
 
 def _products(model: ModelConfig, record: StepRecord, sequences: int) -> Need:
-    """Projections, feed-forward networks, experts of the tokens that are kept, and the head, which may be float32."""
+    """Projections, feed-forward networks, experts of the tokens that are kept, and the head."""
     s, t, d, w = model.encoder_length, model.decoder_length, model.d_model, model.inner_dim
     matrices = 3 if model.activation == "geglu" else 2
     projections = model.num_encoder_layers * 4 * s + model.num_decoder_layers * (4 * t + 2 * t + 2 * s)
@@ -60,7 +60,7 @@ def _products(model: ModelConfig, record: StepRecord, sequences: int) -> Need:
     rows = sequences * dense + kept
     head = _PASSES * sequences * 2.0 * d * t * model.vocab_size
     others = _PASSES * 2.0 * d * (sequences * w * projections + matrices * model.d_ff * rows)
-    return Need(flops=others, wide_flops=head) if model.logits_dtype == "float32" else Need(flops=others + head)
+    return Need(flops=others + head)
 
 
 def _attention(model: ModelConfig) -> float:

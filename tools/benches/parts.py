@@ -17,9 +17,9 @@ from torch.profiler import record_function
 
 from megaswitch.layers.attention import Attention
 from megaswitch.layers.context import dropout
-from megaswitch.layers.embedding import Head
 from megaswitch.layers.expert_attention import ExpertAttention
 from megaswitch.layers.feed_forward import FeedForward
+from megaswitch.layers.head import Head
 from megaswitch.layers.linear import Linear
 from megaswitch.layers.moe.experts import Experts
 from megaswitch.layers.moe.layer import SwitchLayer
@@ -55,8 +55,8 @@ _METHODS = {
 _FUNCTIONS = {dropout: "dropout", gradient_squares: "optimizer"}
 _ACTIVATIONS = ("relu", "threshold", "gelu", "geglu", "mul", "clamp_min")
 """Operations inside the experts that are no products, nor of their making."""
-_PRODUCTS = ("times", "add_outer_", "add_grouped_", "grouped_times", "mm", "addmm", "matmul")
-"""Operations of a dense network's hidden units that are its products."""
+_PRODUCTS = ("times", "wide_times", "add_outer_", "add_grouped_", "grouped_times", "mm", "addmm", "matmul")
+"""Operations of a dense network's hidden units, and of the losses with the head, that are products."""
 
 
 def marked(system: System) -> System:
@@ -153,4 +153,4 @@ def _part(scope: str, operation: str) -> str:
     plain = operation.rpartition("::")[2]
     if scope == "experts":
         return "activation" if plain.startswith(_ACTIVATIONS) else "products"
-    return "products" if scope == "activation" and plain.startswith(_PRODUCTS) else scope
+    return "products" if scope in ("activation", "cross-entropy") and plain.startswith(_PRODUCTS) else scope

@@ -47,7 +47,8 @@ def _activations(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]
     yield _case("features_uniform", states, 0, E)
     logits, target = on_paper(N, V, dtype=dtype), on_paper(N, dtype=torch.int64)
     yield _case("cross_entropy_statistics", logits, target)
-    yield _case("cross_entropy_gradient_", logits, target, rstd, rstd, 1e-4)
+    wide_logits = on_paper(N, V, dtype=torch.float32)
+    yield _case("cross_entropy_gradient", wide_logits, target, rstd, rstd, 1e-4, logits)
 
 
 def _attention(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -21,7 +21,7 @@ _EXPRESSED = {
 """Fields that config.json has a place for, or that are looked at below."""
 _OF_TRAINING = {
     *("preset", "encoder_length", "decoder_length", "expert_dropout", "aux_loss_reduction", "z_loss", "init_scale"),
-    *("init_rule", "router_init_std", "exploration", "router_dropout", "logits_dtype"),
+    *("init_rule", "router_init_std", "exploration", "router_dropout"),
 }
 """Fields that change no pass of the finished model."""
 _OF_OTHER_ROUTERS = {"router_choices", "second_policy", "second_threshold", "second_place_loss"}

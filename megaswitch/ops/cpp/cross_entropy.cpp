@@ -34,11 +34,12 @@ void statistics_row(const T* logits, int64_t width, wide_t<T>* greatest, wide_t<
   *sum = total;
 }
 
-template <typename T>
-void gradient_row(T* logits, int64_t width, wide_t<T> log_z, wide_t<T> factor) {
+// `into` may be the logits themselves.
+template <typename T, typename D>
+void gradient_row(const T* logits, int64_t width, wide_t<T> log_z, wide_t<T> factor, D* into) {
   using W = wide_t<T>;
 #pragma omp simd
-  for (int64_t v = 0; v < width; ++v) logits[v] = narrow<T>(exponential(W(logits[v]) - log_z) * factor);
+  for (int64_t v = 0; v < width; ++v) into[v] = narrow<D>(exponential(W(logits[v]) - log_z) * factor);
 }
 
 // greatest, sum of exp(logit - greatest), logit at the target (0 where it is no column of these)
@@ -65,30 +66,45 @@ std::tuple<Tensor, Tensor, Tensor> statistics(const Tensor& logits_in, const Ten
   return {greatest, sum, at_target};
 }
 
-// In the logits' place grad x ((1 + 2 z_loss log Z) exp(logit - log Z) - [target])
-void gradient_(Tensor& logits, const Tensor& target_in, const Tensor& log_z_in, const Tensor& grad_in, double z_loss) {
-  TORCH_CHECK(logits.is_contiguous(), "the gradient takes the place of contiguous logits alone");
+template <typename T, typename D>
+void gradient_rows(const Tensor& logits, const Tensor& target, const Tensor& log_z, const Tensor& grad, double z_loss,
+                   Tensor& into) {
+  using W = wide_t<T>;
   const int64_t rows = logits.size(0), width = logits.size(1);
+  const T* lp = logits.const_data_ptr<T>();
+  D* ip = into.data_ptr<D>();
+  const int64_t* tp = target.const_data_ptr<int64_t>();
+  const W *zp = log_z.const_data_ptr<W>(), *gp = grad.const_data_ptr<W>();
+  at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const T* row = lp + n * width;
+      const bool held = tp[n] >= 0 && tp[n] < width;
+      const W factor = gp[n] * (W(1) + W(2 * z_loss) * zp[n]);
+      const W there = held ? exponential(W(row[tp[n]]) - zp[n]) * factor - gp[n] : W(0);
+      gradient_row<T, D>(row, width, zp[n], factor, ip + n * width);
+      if (held) ip[n * width + tp[n]] = narrow<D>(there);
+    }
+  });
+}
+
+// grad x ((1 + 2 z_loss log Z) exp(logit - log Z) - [target]), of the logits' type or of bfloat16
+void gradient(const Tensor& logits, const Tensor& target_in, const Tensor& log_z_in, const Tensor& grad_in,
+              double z_loss, Tensor& into) {
+  TORCH_CHECK(logits.is_contiguous() && into.is_contiguous() && into.sizes() == logits.sizes(),
+              "logits and gradient are contiguous and of one shape");
+  const int64_t rows = logits.size(0);
   const Tensor target = target_in.contiguous();
   TORCH_CHECK(target.scalar_type() == at::kLong && target.numel() == rows, "target: one int64 number a row");
-  MEGASWITCH_DISPATCH(logits.scalar_type(), "cross_entropy_gradient_", [&] {
+  MEGASWITCH_DISPATCH(logits.scalar_type(), "cross_entropy_gradient", [&] {
     using T = scalar_t;
-    using W = wide_t<T>;
     const Tensor log_z = log_z_in.to(wide_type<T>()).contiguous(), grad = grad_in.to(wide_type<T>()).contiguous();
     TORCH_CHECK(log_z.numel() == rows && grad.numel() == rows, "log_z and grad: one number a row");
-    T* lp = logits.data_ptr<T>();
-    const int64_t* tp = target.const_data_ptr<int64_t>();
-    const W *zp = log_z.const_data_ptr<W>(), *gp = grad.const_data_ptr<W>();
-    at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        T* row = lp + n * width;
-        const bool held = tp[n] >= 0 && tp[n] < width;
-        const W factor = gp[n] * (W(1) + W(2 * z_loss) * zp[n]);
-        const W there = held ? exponential(W(row[tp[n]]) - zp[n]) * factor - gp[n] : W(0);
-        gradient_row<T>(row, width, zp[n], factor);
-        if (held) row[tp[n]] = narrow<T>(there);
-      }
-    });
+    if (into.scalar_type() == logits.scalar_type()) {
+      gradient_rows<T, T>(logits, target, log_z, grad, z_loss, into);
+    } else {
+      TORCH_CHECK(into.scalar_type() == at::kBFloat16, "the gradient is of the logits' type or of bfloat16");
+      gradient_rows<T, at::BFloat16>(logits, target, log_z, grad, z_loss, into);
+    }
   });
 }
 
@@ -96,7 +112,7 @@ void gradient_(Tensor& logits, const Tensor& target_in, const Tensor& log_z_in, 
 
 TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
   m.impl("cross_entropy_statistics", statistics);
-  m.impl("cross_entropy_gradient_", gradient_);
+  m.impl("cross_entropy_gradient", gradient);
 }
 
 }  // namespace megaswitch

@@ -4,6 +4,7 @@
 //
 // oneDNN compiles a kernel for each shape it meets, which takes as long as a small product, and keeps a thousand of them.
 // Experts get other numbers of rows every time; so that there are fewer shapes, large numbers are rounded.
+#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 
@@ -22,6 +23,8 @@ namespace {
 
 using at::Tensor;
 
+constexpr int64_t kPanel = 64;    // columns of a matrix whose pairs of rows are laid side by side: they stay in the cache
+constexpr int64_t kBand = 256;    // rows that a panel is multiplied with at a time
 constexpr int64_t kSteps = 16;  // numbers of rows, between one power of two and the next, that shapes may have
 constexpr int64_t kFew = 64;    // so few rows may be of any number
 constexpr int64_t kSome = 256;  // so few also where rounding costs an addition: their numbers come again soon
@@ -86,6 +89,53 @@ Tensor times(const Tensor& x, const Tensor& weight) {
   return out;
 }
 
+// Columns first .. first + columns of [K, M] as the instructions take them: [K / 2, columns, 2].
+void pack_pairs(const Tensor& weight, int64_t first, int64_t columns, at::BFloat16* into) {
+  const int64_t pairs = weight.size(0) / 2, down = weight.stride(0), across = weight.stride(1);
+  const at::BFloat16* from = weight.const_data_ptr<at::BFloat16>() + first * across;
+  for (int64_t k = 0; k < pairs; ++k, from += 2 * down) {
+    for (int64_t m = 0; m < columns; ++m, into += 2) {
+      into[0] = from[m * across];
+      into[1] = from[m * across + down];
+    }
+  }
+}
+
+bool multiplies_pairs(const Tensor& x) {
+#ifdef __AVX512BF16__
+  return x.scalar_type() == at::kBFloat16 && x.size(1) % 2 == 0;
+#else
+  return false;
+#endif
+}
+
+// In at least float32. In bfloat16 by oneDNN's small products, the only ones of torch's that do not round what comes out.
+Tensor wide_times(const Tensor& x_in, const Tensor& weight) {
+  check(x_in, weight);
+  if (!multiplies_pairs(x_in)) {
+    const auto wide = c10::promoteTypes(x_in.scalar_type(), at::kFloat);
+    return times(x_in.to(wide), weight.to(wide));
+  }
+  const Tensor x = x_in.contiguous();
+  const int64_t rows = x.size(0), inner = x.size(1), width = weight.size(1);
+  Tensor out = at::empty({rows, width}, x.options().dtype(at::kFloat));
+  const at::BFloat16* xp = x.const_data_ptr<at::BFloat16>();
+  float* op = out.data_ptr<float>();
+  at::parallel_for(0, (width + kPanel - 1) / kPanel, 1, [&](int64_t begin, int64_t end) {
+    std::vector<at::BFloat16> panel(kPanel * inner);
+    for (int64_t first = begin * kPanel; first < std::min(width, end * kPanel); first += kPanel) {
+      const int64_t columns = std::min(kPanel, width - first);
+      pack_pairs(weight, first, columns, panel.data());
+      for (int64_t n = 0; n < rows; n += kBand) {
+        at::native::cpublas::brgemm(std::min(kBand, rows - n), columns, inner, inner, columns, width, false,
+                                    xp + n * inner, panel.data(), op + n * width + first);
+      }
+    }
+    at::native::cpublas::brgemm_release();
+  });
+  return out;
+}
+
 Tensor& add_outer_(Tensor& into, const Tensor& rows, const Tensor& cols) {
   add_product(into, rows, cols);
   return into;
@@ -124,6 +174,7 @@ Tensor& add_grouped_(Tensor& into, const Tensor& rows, const Tensor& cols, at::I
 
 TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
   m.impl("times", times);
+  m.impl("wide_times", wide_times);
   m.impl("add_outer_", add_outer_);
   m.impl("grouped_times", grouped_times);
   m.impl("add_grouped_", add_grouped_);

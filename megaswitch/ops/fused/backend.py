@@ -5,7 +5,7 @@ from typing import Any
 
 from megaswitch.ops.fused.adafactor import passes
 from megaswitch.ops.fused.attention import attention
-from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient_, cross_entropy_statistics
+from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform, jitter
 from megaswitch.ops.fused.permute import permute, unpermute
 from megaswitch.ops.fused.products import cpu_products, gpu_products
@@ -27,7 +27,7 @@ def fused_ops(name: str, kernels: Any) -> Ops:
         jitter=partial(jitter, kernels),
         features_uniform=partial(features_uniform, kernels),
         cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
-        cross_entropy_gradient_=partial(cross_entropy_gradient_, kernels),
+        cross_entropy_gradient=partial(cross_entropy_gradient, kernels),
         route_top1=partial(route_top1, kernels),
         queue=partial(queue, kernels),
         count_choices=partial(count_choices, kernels),

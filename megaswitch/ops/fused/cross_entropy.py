@@ -1,4 +1,4 @@
-"""Cross-entropy's two passes over logits: one for greatest and sum together, one that puts the gradient in their place.
+"""Cross-entropy's two passes over logits: one for greatest and sum together, one that gives the gradient.
 
 N tokens, V this part of the vocabulary.
 """
@@ -17,7 +17,9 @@ def _statistics_shapes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, 
     return one, one.new_empty(one.shape), one.new_empty(one.shape)
 
 
-def _gradient_shapes(logits: Tensor, target: Tensor, log_z: Tensor, grad: Tensor, z_loss: float) -> None:
+def _gradient_shapes(
+    logits: Tensor, target: Tensor, log_z: Tensor, grad: Tensor, z_loss: float, into: Tensor
+) -> None:
     return None
 
 
@@ -26,8 +28,8 @@ KERNELS = (
         "cross_entropy_statistics", "(Tensor logits, Tensor target) -> (Tensor, Tensor, Tensor)", _statistics_shapes
     ),
     Kernel(
-        "cross_entropy_gradient_",
-        "(Tensor(a!) logits, Tensor target, Tensor log_z, Tensor grad, float z_loss) -> ()",
+        "cross_entropy_gradient",
+        "(Tensor logits, Tensor target, Tensor log_z, Tensor grad, float z_loss, Tensor(a!) into) -> ()",
         _gradient_shapes,
     ),
 )
@@ -38,8 +40,8 @@ def cross_entropy_statistics(kernels: Any, logits_NV: Tensor, target_N: Tensor) 
     return Statistics(*kernels.cross_entropy_statistics(logits_NV, target_N))
 
 
-def cross_entropy_gradient_(
-    kernels: Any, logits_NV: Tensor, target_N: Tensor, log_z_N: Tensor, grad_N: Tensor, z_loss: float
+def cross_entropy_gradient(
+    kernels: Any, logits_NV: Tensor, target_N: Tensor, log_z_N: Tensor, grad_N: Tensor, z_loss: float, into_NV: Tensor
 ) -> None:
-    """`ops.reference.cross_entropy.cross_entropy_gradient_` by these kernels."""
-    kernels.cross_entropy_gradient_(logits_NV, target_N, log_z_N, grad_N, z_loss)
+    """`ops.reference.cross_entropy.cross_entropy_gradient` by these kernels."""
+    kernels.cross_entropy_gradient(logits_NV, target_N, log_z_N, grad_N, z_loss, into_NV)

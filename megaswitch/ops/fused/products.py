@@ -11,10 +11,15 @@ from torch import Tensor
 
 from megaswitch.ops.library import Kernel
 from megaswitch.ops.reference.products import Products
+from megaswitch.utils.precision import at_least_float32
 
 
 def _times_shapes(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[1])
+
+
+def _wide_shapes(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1], dtype=at_least_float32(x.dtype))
 
 
 def _grouped_shapes(x: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
@@ -48,6 +53,7 @@ def _geglu_flops(x: Tensor, gates: Tensor, *_: Any, **__: Any) -> int:
 
 KERNELS = (
     Kernel("times", "(Tensor x, Tensor weight) -> Tensor", _times_shapes, _times_flops),
+    Kernel("wide_times", "(Tensor x, Tensor weight) -> Tensor", _wide_shapes, _times_flops),
     Kernel("add_outer_", "(Tensor(a!) into, Tensor rows, Tensor cols) -> Tensor(a!)", _changed, _outer_flops),
     Kernel("grouped_times", "(Tensor x, Tensor weights, int[] counts) -> Tensor", _grouped_shapes, _grouped_flops),
     Kernel(
@@ -93,6 +99,7 @@ def cpu_products(kernels: Any) -> Products:
     """`ops.reference.products`'s by the kernels for a CPU: those that multiply, and passes of their own after them."""
     return Products(
         times=kernels.times,
+        wide_times=kernels.wide_times,
         add_outer_=partial(_add_outer_, kernels),
         grouped_times=kernels.grouped_times,
         add_grouped_=partial(_add_grouped_, kernels),

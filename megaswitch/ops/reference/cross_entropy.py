@@ -34,14 +34,13 @@ def cross_entropy_statistics(logits_NV: Tensor, target_N: Tensor) -> Statistics:
     return Statistics(greatest_N, sum_N, wide_NV.gather(1, column_N1).squeeze(1) * held_N)
 
 
-def cross_entropy_gradient_(
-    logits_NV: Tensor, target_N: Tensor, log_z_N: Tensor, grad_N: Tensor, z_loss: float
+def cross_entropy_gradient(
+    logits_NV: Tensor, target_N: Tensor, log_z_N: Tensor, grad_N: Tensor, z_loss: float, into_NV: Tensor
 ) -> None:
-    """Put in the logits' place the gradient of sum grad x (log Z - logit at target + z_loss log^2 Z), from the
-    log-partition log_z_N of the whole vocabulary."""
-    d_NV = widen(logits_NV).sub_(log_z_N.unsqueeze(1)).exp_()
+    """Put into `into` the gradient of sum grad x (log Z - logit at target + z_loss log^2 Z), from the log-partition
+    log_z_N of the whole vocabulary. `into` may be narrower, and may be the logits themselves."""
+    d_NV = (widen(logits_NV) - log_z_N.unsqueeze(1)).exp_()
     d_NV.mul_((grad_N * (1.0 + 2.0 * z_loss * log_z_N)).unsqueeze(1))
     column_N1, held_N = _held(target_N, logits_NV.shape[1])
     d_NV.scatter_add_(1, column_N1, -(grad_N * held_N).unsqueeze(1))
-    if d_NV is not logits_NV:
-        logits_NV.copy_(d_NV)
+    into_NV.copy_(d_NV)

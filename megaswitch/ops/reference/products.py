@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megaswitch.ops.reference.activation import geglu
+from megaswitch.utils.precision import widen
 
 _GROUPED_TYPES = (torch.float32, torch.bfloat16)
 _ALIGNMENT = 16  # bytes that torch's grouped product wants strides to be a multiple of
@@ -19,6 +20,13 @@ _ALIGNMENT = 16  # bytes that torch's grouped product wants strides to be a mult
 def times(x: Tensor, weight_IO: Tensor) -> Tensor:
     """x W [..., O]."""
     return x @ weight_IO
+
+
+def wide_times(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
+    """x W [N, O] in at least float32, which no rounding to a narrower type of the operands comes before."""
+    if x_NI.is_cuda and x_NI.dtype == torch.bfloat16:
+        return torch.mm(x_NI, weight_IO, out_dtype=torch.float32)
+    return widen(x_NI) @ widen(weight_IO)
 
 
 def add_outer_(into_IO: Tensor, rows_NI: Tensor, cols_NO: Tensor) -> None:
@@ -98,6 +106,7 @@ class Products:
     """What computes them, as the functions above do."""
 
     times: Callable[[Tensor, Tensor], Tensor] = times
+    wide_times: Callable[[Tensor, Tensor], Tensor] = wide_times
     add_outer_: Callable[[Tensor, Tensor, Tensor], None] = add_outer_
     grouped_times: Callable[[Tensor, Tensor, Sequence[int]], Tensor] = grouped_times
     add_grouped_: Callable[[Tensor, Tensor, Tensor, Sequence[int]], None] = add_grouped_

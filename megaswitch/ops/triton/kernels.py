@@ -31,7 +31,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "jitter": dropout.jitter,
     "features_uniform": dropout.features_uniform,
     "cross_entropy_statistics": cross_entropy.cross_entropy_statistics,
-    "cross_entropy_gradient_": cross_entropy.cross_entropy_gradient_,
+    "cross_entropy_gradient": cross_entropy.cross_entropy_gradient,
     "route_top1_forward": router.route_top1_forward,
     "route_top1_backward": router.route_top1_backward,
     "queue": routing.queue,
