@@ -12,6 +12,7 @@ from parity.harness import Sample, Slices, gradients_of, place, slices_of, whole
 
 from megaswitch.checkpoint.load import open_model
 from megaswitch.checkpoint.training import restore
+from megaswitch.layers.weight_work import WeightWork
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.record import Record
 from megaswitch.optim.optimizer import master_state
@@ -117,13 +118,14 @@ def rank_logits(checkpoint: Path, name: str, layout: LayoutConfig) -> list[tuple
     work = make_work(system, read(system, Rows(name), 0), 0, training=False)
     found: list[tuple[int, torch.Tensor]] = []
     for chunk in system.executor.chunks:
-        if chunk.head is not None:
-            first = chunk.head.first
-            chunk.head.register_forward_hook(lambda _head, _args, out, at=first: found.append((at, out.detach())))
+        if chunk.loss is not None:  # which is given what the head would make logits of
+            chunk.loss.register_forward_pre_hook(
+                lambda loss, args: found.append((loss.head.first, loss.head(args[0], WeightWork())))
+            )
     schedule = forward_only(layout.pp, layout.num_chunks, system.num_microbatches)
     record = Record(system.config.model, torch.device("cpu"))
     system.executor.run(schedule[system.topology.pp.rank], work.batches, work.contexts, record, train=False)
-    return [(at, out) for at, out in found]
+    return found
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
