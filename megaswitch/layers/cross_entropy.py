@@ -60,7 +60,7 @@ class Goal:
 
 
 def tokens_of_block(tokens: int, columns: int, dtype: torch.dtype) -> int:
-    """Tokens of each of the fewest blocks of about equal size whose logits, in at least float32, are of 64 MiB."""
+    """Tokens of each of the fewest blocks of about equal size whose logits, in at least float32, fit into 64 MiB."""
     most = max(1, _BLOCK_BYTES // (columns * at_least_float32(dtype).itemsize))
     return -(-tokens // max(1, -(-tokens // most))) or 1
 

@@ -51,6 +51,20 @@ void multiply(Tensor out, const Tensor& a, const Tensor& b, bool add) {
   }
 }
 
+// into += product, in one pass; torch's addition would widen a copy first.
+void add_narrow(Tensor into, const Tensor& product) {
+  if (into.scalar_type() != at::kFloat || product.scalar_type() != at::kBFloat16 || !into.is_contiguous()) {
+    into.add_(product);
+    return;
+  }
+  float* ip = into.data_ptr<float>();
+  const at::BFloat16* pp = product.const_data_ptr<at::BFloat16>();
+  at::parallel_for(0, into.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) ip[i] += static_cast<float>(pp[i]);
+  });
+}
+
 // into += rows^T cols; in a wider type than theirs the product is rounded to theirs first, as autograd's is.
 void add_product(Tensor into, const Tensor& rows, const Tensor& cols) {
   if (rows.size(0) == 0) return;
@@ -59,7 +73,7 @@ void add_product(Tensor into, const Tensor& rows, const Tensor& cols) {
   } else {
     Tensor product = at::empty(into.sizes(), rows.options());
     multiply(product, rows.t(), cols, false);
-    into.add_(product);
+    add_narrow(into, product);
   }
 }
 
