@@ -59,7 +59,7 @@ void add_narrow(Tensor into, const Tensor& product) {
   }
   float* ip = into.data_ptr<float>();
   const at::BFloat16* pp = product.const_data_ptr<at::BFloat16>();
-  at::parallel_for(0, into.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, into.numel(), grain(1), [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) ip[i] += static_cast<float>(pp[i]);
   });
