@@ -94,7 +94,7 @@ class _Objective(torch.autograd.Function):
         if d_weight is not None:
             return d_x_ND * grad, d_weight * grad, *rest
         # on a GPU the host would have to wait to see it, and the code that calls this is the same
-        if grad.device.type == "cpu" and float(grad) != 1.0:
+        if grad.device.type == "cpu" and grad.numpy() != 1.0:
             raise RuntimeError("the weight's gradient is where it belongs already: put factors into factor_N")
         return d_x_ND, None, *rest
 
