@@ -18,7 +18,7 @@ from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.products import PRODUCTS, Products
 from megaswitch.ops.reference.random import states
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
-from megaswitch.ops.reference.router import Routed, route_top1
+from megaswitch.ops.reference.router import Routed, route
 from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
 
 
@@ -46,7 +46,7 @@ class Ops:
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient: the losses' gradient, in the logits' place where they are given as that.
-        route_top1: softmax, choice and gate, and sums of probabilities for the auxiliary losses.
+        route: softmax, choices and gates, and sums of probabilities for the auxiliary losses.
         queue: positions in the queues of experts.
         count_choices: tokens of each expert.
         lane_order: the order of tokens by expert.
@@ -69,7 +69,7 @@ class Ops:
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None] = cross_entropy_gradient
-    route_top1: Callable[[Tensor, Tensor | None, Tensor, Tensor, int], Routed] = route_top1
+    route: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, int], Routed] = route
     queue: Callable[[Tensor, int], Queues] = queue
     count_choices: Callable[[Tensor, int], Tensor] = count_choices
     lane_order: Callable[[Tensor, int], Order] = lane_order

@@ -1,4 +1,4 @@
-"""The kernels of top-1 routing against their definition: the same experts, and numbers within roundings."""
+"""The kernels of routing against their definition: the same experts, and numbers within roundings."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def places(tokens, groups, seed=0):
 
 def losses(routed, weights):
     """A scalar that every number with a gradient has a part in."""
-    with_gradient = (routed.gate_T, routed.log_z_T, routed.probs_GE)
+    with_gradient = (routed.gate_TK, routed.log_z_T, routed.probs_GE)
     return sum((out * weight).sum() for out, weight in zip(with_gradient, weights, strict=True))
 
 
@@ -32,15 +32,17 @@ def losses(routed, weights):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("noisy", [False, True])
-def test_route_top1(library, dtype, shape, noisy):
+@pytest.mark.parametrize("choices", [1, 2, 3, 8])
+def test_route(library, dtype, shape, noisy, choices):
     kernels, (tokens, experts, groups) = load(library), shape
+    choices = min(choices, experts)
     leaf = (numbers(tokens, experts, seed=0, dtype=dtype) * 4.0).requires_grad_()
     noise = numbers(tokens, experts, seed=1, dtype=torch.float32) * 3.0 if noisy else None
     where = places(tokens, groups)
-    weights = [numbers(*s, seed=2, dtype=dtype) for s in ((tokens,), (tokens,), (groups, experts))]
-    expected = reference.route_top1(leaf, noise, *where)
-    found = fused.route_top1(kernels, leaf, noise, *where)
-    assert torch.equal(expected.index_T, found.index_T)
+    weights = [numbers(*s, seed=2, dtype=dtype) for s in ((tokens, choices), (tokens,), (groups, experts))]
+    expected = reference.route(leaf, noise, *where, choices)
+    found = fused.route(kernels, leaf, noise, *where, choices)
+    assert torch.equal(expected.index_TK, found.index_TK)
     assert not found.entropy_T.requires_grad
     pairs = list(zip(expected[1:], found[1:], strict=True))
     pairs.append(tuple(torch.autograd.grad(losses(routed, weights), leaf)[0] for routed in (expected, found)))
@@ -54,15 +56,29 @@ def test_the_lowest_of_equals(library):
     kernels = load(library)
     logits = torch.zeros(3, 40)
     logits[1, [7, 30]], logits[2, 39] = 1.0, 1.0
-    found = fused.route_top1(kernels, logits, None, *places(3, 1))
-    assert found.index_T.tolist() == [0, 7, 39]
+    found = fused.route(kernels, logits, None, *places(3, 1), 3)
+    assert found.index_TK.tolist() == [[0, 1, 2], [7, 30, 0], [39, 0, 1]]
+    assert torch.equal(found.index_TK, reference.route(logits, None, *places(3, 1), 3).index_TK)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_experts_without_a_chance_are_chosen_last_and_once(library):
+    kernels, where, none = load(library), places(2, 1), float("-inf")
+    logits = torch.tensor([[none, 2.0, none, 1e4], [none, none, none, none]])
+    found = fused.route(kernels, logits, None, *where, 4)
+    assert found.index_TK.tolist() == [[3, 1, 0, 2], [0, 1, 2, 3]]
+
+
+def test_more_choices_than_experts_are_refused():
+    with pytest.raises(RuntimeError, match="5 choices of 4 experts"):
+        fused.route(load("cpp"), torch.zeros(2, 4), None, *places(2, 1), 5)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_logits_far_apart_or_without_a_chance(library):
     kernels, where = load(library), places(2, 1)
     logits = torch.tensor([[1e4, -1e4, 0.0], [float("-inf"), 2.0, 2.0]])
-    expected, found = reference.route_top1(logits, None, *where), fused.route_top1(kernels, logits, None, *where)
+    expected, found = reference.route(logits, None, *where, 2), fused.route(kernels, logits, None, *where, 2)
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a, b) or far(a, b) < ROUNDING[torch.float32]
 
@@ -71,10 +87,10 @@ def test_logits_far_apart_or_without_a_chance(library):
 def test_narrow_and_strided_logits(library):
     kernels, where = load(library), places(6, 2)
     narrow = numbers(6, 5, seed=0, dtype=torch.bfloat16)
-    expected, found = reference.route_top1(narrow, None, *where), fused.route_top1(kernels, narrow, None, *where)
+    expected, found = reference.route(narrow, None, *where, 2), fused.route(kernels, narrow, None, *where, 2)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     strided = numbers(5, 6, seed=0, dtype=torch.float64).t()
-    expected, found = reference.route_top1(strided, None, *where), fused.route_top1(kernels, strided, None, *where)
+    expected, found = reference.route(strided, None, *where, 2), fused.route(kernels, strided, None, *where, 2)
     assert all(far(a, b) < ROUNDING[torch.float64] for a, b in zip(expected, found, strict=True))
 
 

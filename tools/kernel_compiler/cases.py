@@ -69,9 +69,11 @@ def _routing() -> Iterator[tuple[str, Callable[[], object]]]:
     group, real, one = on_paper(N, dtype=torch.int64), on_paper(N, dtype=torch.bool), on_paper(N)
     for experts in (128, 2048):
         logits = on_paper(N, experts)
-        yield _case("route_top1_forward", logits, logits, group, real, 2)
-        grads = (one, one, on_paper(2, experts))
-        yield _case("route_top1_backward", logits, group, one, one, group, real, *grads)
+        for choices in (1, 2):
+            yield _case("route_forward", logits, logits, group, real, 2, choices)
+            chosen, gate = on_paper(N, choices, dtype=torch.int64), on_paper(N, choices)
+            grads = (gate, one, on_paper(2, experts))
+            yield _case("route_backward", logits, chosen, gate, one, one, group, real, *grads)
         index = on_paper(8, L, dtype=torch.int64)
         yield _case("queue", index, experts)
         yield _case("count_choices", index.unsqueeze(2), experts)

@@ -66,12 +66,13 @@ def route(
     input_TD = disturb(x_TD.to(kind), config, noise)
     logits_TE = product(input_TD, w_DE, work).to(softmax)
     if config.router == "top2":
-        choice = top2(logits_TE, places, config, noise)
+        choice = top2(logits_TE, places, config, noise, ops)
     elif config.router == "ntlb":
-        choice = no_token_left_behind(logits_TE, places, config)
+        choice = no_token_left_behind(logits_TE, places, config, ops)
     elif config.router == "noisy_topk":
         assert noise_DE is not None
-        choice = noisy_top_k(logits_TE, product(input_TD, noise_DE, work).to(softmax), config, noise)
+        raw_std_TE = product(input_TD, noise_DE, work).to(softmax)
+        choice = noisy_top_k(logits_TE, raw_std_TE, places, config, noise, ops)
     else:
         choice = switch(logits_TE, places, config, noise, ops)
     return choice if config.router_priority == "position" else choice._replace(priority_T=_priority(logits_TE))

@@ -1,4 +1,4 @@
-// Top-1 routing in one pass over the logits. T tokens, G groups, E experts.
+// Routing in one pass over the logits. T tokens, G groups, E experts, K choices.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -11,37 +11,71 @@ namespace {
 
 using at::Tensor;
 
+constexpr int64_t kFew = 16;    // logits whose greatest is found at once
 constexpr int64_t kBlock = 64;  // most tokens of a group whose probabilities are summed by one thread
 
-// The first of the greatest numbers.
+// Calls `work` with the number of choices, as a constant where it is 1: loops over them would take as long as a row of
+// few logits does.
+template <typename F>
+void with_choices(int64_t choices, F work) {
+  if (choices == 1) {
+    work(std::integral_constant<int64_t, 1>());
+  } else {
+    work(choices);
+  }
+}
+
+// The first of the greatest numbers, looked for one by one only among the few that have it.
 template <typename W>
 int64_t first_greatest(const W* x, int64_t width, W* greatest) {
   W most = -std::numeric_limits<W>::infinity();
-#pragma omp simd reduction(max : most)
-  for (int64_t e = 0; e < width; ++e) most = std::max(most, x[e]);
+  int64_t index = 0, begin = 0;
+  for (; begin + kFew <= width; begin += kFew) {
+    W here = most;
+#pragma omp simd reduction(max : here)
+    for (int64_t e = 0; e < kFew; ++e) here = std::max(here, x[begin + e]);
+    if (here > most) most = here, index = begin;
+  }
+  W last = most;
+#pragma omp simd reduction(max : last)
+  for (int64_t e = begin; e < width; ++e) last = std::max(last, x[e]);
+  if (last > most) most = last, index = begin;
   *greatest = most;
-  int64_t index = 0;
   while (index < width && x[index] != most) ++index;
   return index < width ? index : 0;
 }
 
 template <typename W>
 struct Row {
-  int64_t index;
-  W gate, log_z, entropy, greatest, inverse;
+  W log_z, entropy, greatest, inverse;
 };
 
-// What is said of a token; exp(logit - greatest) stays in `powers`. Both buffers have room for a row.
-template <typename W>
-Row<W> route_row(const W* logits, const W* noise, W* noisy, W* powers, int64_t width) {
-  Row<W> row;
-  row.index = first_greatest(logits, width, &row.greatest);
-  if (noise) {
-    W unused;
+// Places of the greatest of logits + noise, best first, and the greatest logit. `left` has room for a row.
+template <typename W, typename K>
+W choose(const W* logits, const W* noise, W* left, int64_t width, int64_t* index, K choices) {
+  using Limits = std::numeric_limits<W>;
+  W greatest, unused;
+  index[0] = first_greatest(logits, width, &greatest);
+  if (!noise && choices == 1) return greatest;
 #pragma omp simd
-    for (int64_t e = 0; e < width; ++e) noisy[e] = logits[e] + noise[e];
-    row.index = first_greatest(noisy, width, &unused);
+  for (int64_t e = 0; e < width; ++e) {
+    // what is chosen counts as less than experts without a chance, so that none is chosen twice
+    left[e] = std::max(Limits::lowest(), noise ? logits[e] + noise[e] : logits[e]);
   }
+  if (noise) index[0] = first_greatest(left, width, &unused);
+  for (int64_t k = 1; k < choices; ++k) {
+    left[index[k - 1]] = -Limits::infinity();
+    index[k] = first_greatest(left, width, &unused);
+  }
+  return greatest;
+}
+
+// What is said of a token; exp(logit - greatest) stays in `powers`. Both buffers have room for a row.
+template <typename W, typename K>
+Row<W> route_row(const W* logits, const W* noise, W* left, W* powers, int64_t width, int64_t* index, W* gate,
+                 K choices) {
+  Row<W> row;
+  row.greatest = choose(logits, noise, left, width, index, choices);
   W sum = 0, weighted = 0;
 #pragma omp simd reduction(+ : sum, weighted)
   for (int64_t e = 0; e < width; ++e) {
@@ -51,25 +85,26 @@ Row<W> route_row(const W* logits, const W* noise, W* noisy, W* powers, int64_t w
     weighted += power > W(0) ? power * below : W(0);
   }
   row.inverse = W(1) / sum;
-  row.gate = powers[row.index] * row.inverse;
+  for (int64_t k = 0; k < choices; ++k) gate[k] = powers[index[k]] * row.inverse;
   row.log_z = row.greatest + std::log(sum);
   row.entropy = std::log(sum) - weighted * row.inverse;
   return row;
 }
 
-template <typename W>
-void gradient_row(const W* logits, const W* grad_probs, W greatest, W inverse, W grad_gate, W grad_log_z,
-                  int64_t index, W* out, int64_t width) {
-  W dot = 0;
+template <typename W, typename K>
+void gradient_row(const W* logits, const W* grad_probs, W greatest, W inverse, W grad_log_z, const int64_t* index,
+                  const W* gate, const W* grad_gate, K choices, W* out, int64_t width) {
+  W dot = 0, through_gates = 0;
+  for (int64_t k = 0; k < choices; ++k) through_gates += grad_gate[k] * gate[k];
 #pragma omp simd reduction(+ : dot)
   for (int64_t e = 0; e < width; ++e) {
     out[e] = exponential(logits[e] - greatest) * inverse;
     dot += out[e] * grad_probs[e];
   }
-  const W through_gate = grad_gate * out[index], all = grad_log_z - dot - through_gate;
+  const W all = grad_log_z - dot - through_gates;
 #pragma omp simd
   for (int64_t e = 0; e < width; ++e) out[e] *= grad_probs[e] + all;
-  out[index] += through_gate;
+  for (int64_t k = 0; k < choices; ++k) out[index[k]] += grad_gate[k] * gate[k];
 }
 
 template <typename W>
@@ -101,21 +136,22 @@ void check(const Tensor& logits, const Tensor& group, const Tensor& real) {
   TORCH_CHECK(real.scalar_type() == at::kBool && real.numel() == logits.size(0), "real: one bool a token");
 }
 
-// index, gate, log sum exp, entropy, sums of probabilities over the real tokens of each group (in an order that does
+// indices, gates, log sum exp, entropy, sums of probabilities over the real tokens of each group (in an order that does
 // not depend on the number of threads), greatest logit, 1 / sum exp(logit - greatest)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& logits_in, const std::optional<Tensor>& noise_in, const Tensor& group_in, const Tensor& real_in,
-    int64_t groups) {
+    int64_t groups, int64_t choices) {
   const Tensor logits = logits_in.contiguous(), group = group_in.contiguous(), real = real_in.contiguous();
   check(logits, group, real);
   const Tensor noise = noise_in ? noise_in->contiguous() : Tensor();
   const int64_t tokens = logits.size(0), width = logits.size(1);
+  TORCH_CHECK(0 < choices && choices <= width, choices, " choices of ", width, " experts");
   const auto options = logits.options();
-  Tensor index = at::empty({tokens}, options.dtype(at::kLong)), sums = at::zeros({groups, width}, options);
-  Tensor gate = at::empty({tokens}, options), log_z = at::empty({tokens}, options),
+  Tensor index = at::empty({tokens, choices}, options.dtype(at::kLong)), sums = at::zeros({groups, width}, options);
+  Tensor gate = at::empty({tokens, choices}, options), log_z = at::empty({tokens}, options),
          entropy = at::empty({tokens}, options), greatest = at::empty({tokens}, options),
          inverse = at::empty({tokens}, options);
-  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_top1_forward", [&] {
+  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_forward", [&] {
     using W = scalar_t;
     const W *lp = logits.const_data_ptr<W>(), *np = noise_in ? noise.const_data_ptr<W>() : nullptr;
     const bool* rp = real.const_data_ptr<bool>();
@@ -124,18 +160,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
       *vp = inverse.data_ptr<W>(), *sp = sums.data_ptr<W>();
     const std::vector<Run> runs = runs_of(group.const_data_ptr<int64_t>(), tokens);
     std::vector<W> parts(runs.size() * width, W(0));
-    at::parallel_for(0, runs.size(), grain(width * kBlock), [&](int64_t begin, int64_t end) {
-      std::vector<W> powers(width), noisy(np ? width : 0);
-      for (int64_t r = begin; r < end; ++r) {
-        W* part = parts.data() + r * width;
-        for (int64_t t = runs[r].begin; t < runs[r].end; ++t) {
-          const W* noise_row = np ? np + t * width : nullptr;
-          const Row<W> row = route_row(lp + t * width, noise_row, noisy.data(), powers.data(), width);
-          ip[t] = row.index, gp[t] = row.gate, zp[t] = row.log_z, ep[t] = row.entropy;
-          mp[t] = row.greatest, vp[t] = row.inverse;
-          if (rp[t]) add_row(powers.data(), row.inverse, part, width);
+    with_choices(choices, [&](auto K) {
+      at::parallel_for(0, runs.size(), grain(width * kBlock), [&](int64_t begin, int64_t end) {
+        std::vector<W> powers(width), left(width);
+        for (int64_t r = begin; r < end; ++r) {
+          W* part = parts.data() + r * width;
+          for (int64_t t = runs[r].begin; t < runs[r].end; ++t) {
+            const W* noise_row = np ? np + t * width : nullptr;
+            const Row<W> row =
+                route_row(lp + t * width, noise_row, left.data(), powers.data(), width, ip + t * K, gp + t * K, K);
+            zp[t] = row.log_z, ep[t] = row.entropy, mp[t] = row.greatest, vp[t] = row.inverse;
+            if (rp[t]) add_row(powers.data(), row.inverse, part, width);
+          }
         }
-      }
+      });
     });
     for (size_t r = 0; r < runs.size(); ++r) {
       W* sum = sp + runs[r].group * width;
@@ -146,29 +184,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 }
 
 // gradient of the logits from those of gates, log sum exp and the groups' sums
-Tensor backward(const Tensor& logits_in, const Tensor& index, const Tensor& greatest, const Tensor& inverse,
-                const Tensor& group, const Tensor& real, const Tensor& grad_gate_in, const Tensor& grad_log_z_in,
-                const Tensor& grad_probs_in) {
+Tensor backward(const Tensor& logits_in, const Tensor& index, const Tensor& gate, const Tensor& greatest,
+                const Tensor& inverse, const Tensor& group, const Tensor& real, const Tensor& grad_gate_in,
+                const Tensor& grad_log_z_in, const Tensor& grad_probs_in) {
   const Tensor logits = logits_in.contiguous(), groups = group.contiguous(), reals = real.contiguous();
   check(logits, groups, reals);
   const Tensor grad_gate = grad_gate_in.contiguous(), grad_log_z = grad_log_z_in.contiguous(),
                grad_probs = grad_probs_in.contiguous();
   const int64_t tokens = logits.size(0), width = logits.size(1);
   Tensor out = at::empty(logits.sizes(), logits.options());
-  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_top1_backward", [&] {
+  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_backward", [&] {
     using W = scalar_t;
     const std::vector<W> zeros(width, W(0));
     const W *lp = logits.const_data_ptr<W>(), *mp = greatest.const_data_ptr<W>(), *vp = inverse.const_data_ptr<W>(),
-            *gp = grad_gate.const_data_ptr<W>(), *zp = grad_log_z.const_data_ptr<W>(),
-            *sp = grad_probs.const_data_ptr<W>();
+            *gp = gate.const_data_ptr<W>(), *dp = grad_gate.const_data_ptr<W>(),
+            *zp = grad_log_z.const_data_ptr<W>(), *sp = grad_probs.const_data_ptr<W>();
     const int64_t *ip = index.const_data_ptr<int64_t>(), *np = groups.const_data_ptr<int64_t>();
     const bool* rp = reals.const_data_ptr<bool>();
     W* op = out.data_ptr<W>();
-    at::parallel_for(0, tokens, grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const W* of_sums = rp[t] ? sp + np[t] * width : zeros.data();
-        gradient_row(lp + t * width, of_sums, mp[t], vp[t], gp[t], zp[t], ip[t], op + t * width, width);
-      }
+    with_choices(index.size(1), [&](auto K) {
+      at::parallel_for(0, tokens, grain(width), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+          const W* of_sums = rp[t] ? sp + np[t] * width : zeros.data();
+          gradient_row(lp + t * width, of_sums, mp[t], vp[t], zp[t], ip + t * K, gp + t * K, dp + t * K, K,
+                       op + t * width, width);
+        }
+      });
     });
   });
   return out;
@@ -177,8 +218,8 @@ Tensor backward(const Tensor& logits_in, const Tensor& index, const Tensor& grea
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
-  m.impl("route_top1_forward", forward);
-  m.impl("route_top1_backward", backward);
+  m.impl("route_forward", forward);
+  m.impl("route_backward", backward);
 }
 
 }  // namespace megaswitch

@@ -1,6 +1,6 @@
-"""Top-1 routing in one pass over the logits forward and one backward; no probabilities are kept.
+"""Routing in one pass over the logits forward and one backward; no probabilities but the gates are kept.
 
-T tokens, G groups of tokens, E experts.
+T tokens, G groups of tokens, E experts, K choices a token.
 """
 
 from typing import Any
@@ -15,11 +15,12 @@ from megaswitch.utils.precision import at_least_float32
 
 
 def _forward_shapes(
-    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int
+    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, choices: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     tokens, experts = logits.shape
-    gate, log_z, entropy, greatest, inverse = (logits.new_empty(tokens) for _ in range(5))
-    return group.new_empty(tokens), gate, log_z, entropy, logits.new_empty(num_groups, experts), greatest, inverse
+    index, gate = (like.new_empty(tokens, choices) for like in (group, logits))
+    log_z, entropy, greatest, inverse = (logits.new_empty(tokens) for _ in range(4))
+    return index, gate, log_z, entropy, logits.new_empty(num_groups, experts), greatest, inverse
 
 
 def _backward_shapes(logits: Tensor, *_: Tensor) -> Tensor:
@@ -28,21 +29,21 @@ def _backward_shapes(logits: Tensor, *_: Tensor) -> Tensor:
 
 KERNELS = (
     Kernel(
-        "route_top1_forward",
-        "(Tensor logits, Tensor? noise, Tensor group, Tensor real, int num_groups)"
+        "route_forward",
+        "(Tensor logits, Tensor? noise, Tensor group, Tensor real, int num_groups, int choices)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _forward_shapes,
     ),
     Kernel(
-        "route_top1_backward",
-        "(Tensor logits, Tensor index, Tensor greatest, Tensor inverse, Tensor group, Tensor real, Tensor grad_gate,"
-        " Tensor grad_log_z, Tensor grad_probs) -> Tensor",
+        "route_backward",
+        "(Tensor logits, Tensor index, Tensor gate, Tensor greatest, Tensor inverse, Tensor group, Tensor real,"
+        " Tensor grad_gate, Tensor grad_log_z, Tensor grad_probs) -> Tensor",
         _backward_shapes,
     ),
 )
 
 
-class _RouteTop1(torch.autograd.Function):
+class _Route(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -51,29 +52,38 @@ class _RouteTop1(torch.autograd.Function):
         group_T: Tensor,
         real_T: Tensor,
         num_groups: int,
+        choices: int,
         kernels: Any,
     ) -> tuple[Tensor, ...]:
-        *routed, greatest_T, inverse_T = kernels.route_top1_forward(logits_TE, noise_TE, group_T, real_T, num_groups)
-        index_T, _, _, entropy_T, _ = routed
-        ctx.save_for_backward(logits_TE, index_T, greatest_T, inverse_T, group_T, real_T)
+        *routed, greatest_T, inverse_T = kernels.route_forward(
+            logits_TE, noise_TE, group_T, real_T, num_groups, choices
+        )
+        index_TK, gate_TK, _, entropy_T, _ = routed
+        ctx.save_for_backward(logits_TE, index_TK, gate_TK, greatest_T, inverse_T, group_T, real_T)
         ctx.kernels = kernels
-        ctx.mark_non_differentiable(index_T, entropy_T)
+        ctx.mark_non_differentiable(index_TK, entropy_T)
         return tuple(routed)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         _, grad_gate, grad_log_z, _, grad_probs = grads
-        d_TE = ctx.kernels.route_top1_backward(*ctx.saved_tensors, grad_gate, grad_log_z, grad_probs)
-        return d_TE, None, None, None, None, None
+        d_TE = ctx.kernels.route_backward(*ctx.saved_tensors, grad_gate, grad_log_z, grad_probs)
+        return d_TE, None, None, None, None, None, None
 
 
-def route_top1(
-    kernels: Any, logits_TE: Tensor, noise_TE: Tensor | None, group_T: Tensor, real_T: Tensor, num_groups: int
+def route(
+    kernels: Any,
+    logits_TE: Tensor,
+    noise_TE: Tensor | None,
+    group_T: Tensor,
+    real_T: Tensor,
+    num_groups: int,
+    choices: int,
 ) -> Routed:
-    """`ops.reference.router.route_top1` by these kernels, and itself for logits narrower than float32."""
+    """`ops.reference.router.route` by these kernels, and itself for logits narrower than float32."""
     if logits_TE.dtype != at_least_float32(logits_TE.dtype):
-        return reference.route_top1(logits_TE, noise_TE, group_T, real_T, num_groups)
+        return reference.route(logits_TE, noise_TE, group_T, real_T, num_groups, choices)
     if noise_TE is not None:
         noise_TE = noise_TE.to(logits_TE.dtype)
-    out = _RouteTop1.apply(logits_TE, noise_TE, group_T, real_T, num_groups, kernels)  # type: ignore[no-untyped-call]
-    return Routed(*out)
+    given = (logits_TE, noise_TE, group_T, real_T, num_groups, choices)
+    return Routed(*_Route.apply(*given, kernels))  # type: ignore[no-untyped-call]

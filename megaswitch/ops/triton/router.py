@@ -1,4 +1,4 @@
-"""Top-1 routing: the kernels of `ops/fused/router.py` for the GPU.
+"""Routing: the kernels of `ops/fused/router.py` for the GPU.
 
 Logits are read twice forward and once backward, and nothing of their size but their gradient is written: 16 bytes a
 logit, where softmax, choice, logarithms and sums one by one take some 60. A program has one token, with all its logits
@@ -7,7 +7,7 @@ take at 16 a clock). Sums by group are taken by tiles of 32 tokens and 512 exper
 summed by torch: programs of a group that has none of their tokens read 128 numbers and write zeros. The order of sums
 depends on shapes alone.
 
-T tokens, G groups of tokens, E experts.
+T tokens, G groups of tokens, E experts, K choices a token.
 """
 
 import torch
@@ -20,27 +20,35 @@ from megaswitch.ops.triton.tune import block, tuned, wide
 _TOKENS = 128
 _TILE = 32
 _EXPERTS = 512
+_LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32
 
 
 @tuned([4, 1, 8], ["E"])
 @triton.jit
-def _forward(logits, noise, index, gate, log_z, entropy, greatest, inverse, E, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(
+    logits, noise, index, gate, log_z, entropy, greatest, inverse, E,
+    K: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     t, e = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     x = tl.load(logits + t * E + e, mask=e < E, other=float("-inf"))
     top = tl.max(x, 0)
     weights = tl.exp(x - top)
     total = tl.sum(weights, 0)
     p = weights / total
-    wanted = x
-    if noise is not None:
-        wanted += tl.load(noise + t * E + e, mask=e < E, other=0.0)
-    choice = tl.argmax(wanted, 0)
-    tl.store(index + t, choice.to(tl.int64))
-    tl.store(gate + t, tl.sum(tl.where(e == choice, p, 0.0), 0))
     tl.store(log_z + t, top + tl.log(total))
     tl.store(entropy + t, -tl.sum(tl.where(p > 0.0, p * tl.log(tl.where(p > 0.0, p, 1.0)), 0.0), 0))
     tl.store(greatest + t, top)
     tl.store(inverse + t, 1.0 / total)
+    wanted = x
+    if noise is not None:
+        wanted += tl.load(noise + t * E + e, mask=e < E, other=0.0)
+    # What is chosen, and what is no expert, counts as less than experts without a chance: none is chosen twice.
+    wanted = tl.where(e < E, tl.where(wanted > _LOWEST, wanted, _LOWEST), float("-inf"))
+    for k in range(K):
+        choice = tl.argmax(wanted, 0)
+        tl.store(index + t * K + k, choice.to(tl.int64))
+        tl.store(gate + t * K + k, tl.exp(tl.load(logits + t * E + choice) - top) / total)
+        wanted = tl.where(e == choice, float("-inf"), wanted)
 
 
 @triton.jit
@@ -68,33 +76,37 @@ def _group_sums(
 @tuned([4, 1, 8], ["E"])
 @triton.jit
 def _backward(
-    logits, index, greatest, inverse, group, real, grad_gate, grad_log_z, grad_probs, out, E,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    logits, index, gate, greatest, inverse, group, real, grad_gate, grad_log_z, grad_probs, out, E,
+    K: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t, e = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     x = tl.load(logits + t * E + e, mask=e < E, other=float("-inf"))
     p = tl.exp(x - tl.load(greatest + t)) * tl.load(inverse + t)
-    chosen = e == tl.load(index + t)
-    of_gate = tl.load(grad_gate + t) * tl.sum(tl.where(chosen, p, 0.0), 0)
+    shared = tl.load(grad_log_z + t)
+    for k in range(K):
+        shared -= tl.load(grad_gate + t * K + k) * tl.load(gate + t * K + k)
     of_group = tl.load(grad_probs + tl.load(group + t) * E + e, mask=e < E, other=0.0)
     of_group *= (tl.load(real + t) != 0).to(WIDE)
-    d = p * (tl.load(grad_log_z + t) + of_group - tl.sum(p * of_group, 0) - of_gate)
-    tl.store(out + t * E + e, d + tl.where(chosen, of_gate, 0.0), mask=e < E)
+    d = p * (of_group + (shared - tl.sum(p * of_group, 0)))
+    for k in range(K):
+        of_gate = tl.load(grad_gate + t * K + k) * tl.load(gate + t * K + k)
+        d += tl.where(e == tl.load(index + t * K + k), of_gate, 0.0)
+    tl.store(out + t * E + e, d, mask=e < E)
 
 
-def route_top1_forward(
-    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int
+def route_forward(
+    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, choices: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `ops/fused/router.py`."""
     logits, noise = logits.contiguous(), None if noise is None else noise.contiguous()
     group, real, (tokens, experts) = group.contiguous(), real.contiguous(), logits.shape
-    index = torch.empty(tokens, dtype=torch.int64, device=logits.device)
-    gate, log_z, entropy, greatest, inverse = (logits.new_empty(tokens) for _ in range(5))
+    index, gate = (like.new_empty(tokens, choices) for like in (group, logits))
+    log_z, entropy, greatest, inverse = (logits.new_empty(tokens) for _ in range(4))
     programs, width = triton.cdiv(tokens, _TOKENS), block(experts, _EXPERTS)
     parts = logits.new_empty(num_groups, programs, experts)
     if tokens:
         outputs = (index, gate, log_z, entropy, greatest, inverse)
-        constants = {"WIDE": wide(logits.dtype), "BLOCK": triton.next_power_of_2(experts)}
+        constants = {"K": choices, "WIDE": wide(logits.dtype), "BLOCK": triton.next_power_of_2(experts)}
         _forward[(tokens,)](logits, noise, *outputs, experts, **constants)
         _group_sums[triton.cdiv(experts, width), programs, num_groups](
             logits, greatest, inverse, group, real, parts, tokens, experts, wide(logits.dtype), _TOKENS, _TILE, width
@@ -102,15 +114,15 @@ def route_top1_forward(
     return index, gate, log_z, entropy, parts.sum(1), greatest, inverse
 
 
-def route_top1_backward(
-    logits: Tensor, index: Tensor, greatest: Tensor, inverse: Tensor, group: Tensor, real: Tensor, grad_gate: Tensor,
-    grad_log_z: Tensor, grad_probs: Tensor,
+def route_backward(
+    logits: Tensor, index: Tensor, gate: Tensor, greatest: Tensor, inverse: Tensor, group: Tensor, real: Tensor,
+    grad_gate: Tensor, grad_log_z: Tensor, grad_probs: Tensor,
 ) -> Tensor:  # fmt: skip
     """See `ops/fused/router.py`."""
     logits, (tokens, experts) = logits.contiguous(), logits.shape
-    rest = [x.contiguous() for x in (index, greatest, inverse, group, real, grad_gate, grad_log_z, grad_probs)]
+    rest = [x.contiguous() for x in (index, gate, greatest, inverse, group, real, grad_gate, grad_log_z, grad_probs)]
     out = torch.empty_like(logits)
-    constants = {"WIDE": wide(logits.dtype), "BLOCK": triton.next_power_of_2(experts)}
+    constants = {"K": index.shape[1], "WIDE": wide(logits.dtype), "BLOCK": triton.next_power_of_2(experts)}
     if tokens:
         _backward[(tokens,)](logits, *rest, out, experts, **constants)
     return out

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megaswitch.layers.moe.choice import Choice, Smooth
+from megaswitch.layers.moe.choice import Choice, Places, Smooth
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.ops.reference.random import OPEN_INTERVAL
-from megaswitch.ops.reference.router import entropy
 
 
 def normal(uniform: Tensor) -> Tensor:
@@ -21,23 +21,31 @@ def normal(uniform: Tensor) -> Tensor:
     return (2.0 * uniform.clamp(*OPEN_INTERVAL) - 1.0).erfinv() * sqrt(2.0)
 
 
-def pick_noisy(clean_TE: Tensor, raw_std_TE: Tensor, normal_TE: Tensor | None, choices: int) -> Choice:
+def pick_noisy(
+    clean_TE: Tensor,
+    raw_std_TE: Tensor,
+    normal_TE: Tensor | None,
+    places: Places,
+    choices: int,
+    ops: Ops = BY_DEFINITION,
+) -> Choice:
     """The `choices` experts of greatest clean + normal * softplus(raw_std), gates by a softmax over these alone.
 
     Without noise (evaluation) the clean logits decide and there is no load.
     """
     std_TE = F.softplus(raw_std_TE)
-    noisy_TE = clean_TE if normal_TE is None else clean_TE + normal_TE.to(clean_TE.dtype) * std_TE
-    index_TK = torch.sort(noisy_TE.detach(), dim=-1, descending=True, stable=True).indices[:, :choices]
-    gate_TK = torch.softmax(noisy_TE.gather(-1, index_TK), -1)
-    importance_TE = torch.zeros_like(clean_TE).scatter(-1, index_TK, gate_TK)
+    noise_TE = None if normal_TE is None else normal_TE.to(clean_TE.dtype) * std_TE
+    noisy_TE = clean_TE if noise_TE is None else clean_TE + noise_TE
+    routed = ops.route(clean_TE, noise_TE, *places, choices)
+    gate_TK = torch.softmax(noisy_TE.gather(-1, routed.index_TK), -1)
+    importance_TE = torch.zeros_like(clean_TE).scatter(-1, routed.index_TK, gate_TK)
     load_TE = None if normal_TE is None else _load(clean_TE, noisy_TE, std_TE, choices)
     return Choice(
-        index_TK=index_TK,
-        wanted_TK=torch.ones_like(index_TK, dtype=torch.bool),
+        index_TK=routed.index_TK,
+        wanted_TK=torch.ones_like(routed.index_TK, dtype=torch.bool),
         gate_TK=gate_TK,
-        log_z_T=torch.logsumexp(clean_TE, -1),
-        entropy_T=entropy(torch.softmax(clean_TE, -1)),
+        log_z_T=routed.log_z_T,
+        entropy_T=routed.entropy_T,
         smooth=Smooth(importance_TE, load_TE),
     )
 
@@ -55,9 +63,12 @@ def _load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, choices: int) -> T
     return 0.5 * (1.0 + torch.erf(z_TE / sqrt(2.0)))
 
 
-def noisy_top_k(clean_TE: Tensor, raw_std_TE: Tensor, config: ModelConfig, noise: Noise) -> Choice:
+def noisy_top_k(
+    clean_TE: Tensor, raw_std_TE: Tensor, places: Places, config: ModelConfig, noise: Noise, ops: Ops
+) -> Choice:
     """`pick_noisy` with the configured number of choices; noise in training only."""
     normal_TE = None
     if noise.training:
         normal_TE = normal(noise.uniform("noisy", clean_TE.shape[1]).to(clean_TE.dtype))
-    return pick_noisy(clean_TE, raw_std_TE, normal_TE, min(config.router_choices, config.num_experts))
+    choices = min(config.router_choices, config.num_experts)
+    return pick_noisy(clean_TE, raw_std_TE, normal_TE, places, choices, ops)

@@ -8,26 +8,24 @@ from torch import Tensor
 
 from megaswitch.layers.moe.choice import Balance, Choice, Places
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.router import entropy, group_sums
+from megaswitch.ops.ops import BY_DEFINITION, Ops
 
 
-def pick_in_turn(logits_TE: Tensor, places: Places, choices: int) -> Choice:
+def pick_in_turn(logits_TE: Tensor, places: Places, choices: int, ops: Ops = BY_DEFINITION) -> Choice:
     """Each token's `choices` best experts in turn; the gate is the probability of the one that serves it. The
     balance loss is the mean over the rounds."""
-    probs_TE = torch.softmax(logits_TE, -1)
-    index_TK = torch.sort(probs_TE, dim=-1, descending=True, stable=True).indices[:, :choices]
-    sums_GE = group_sums(probs_TE, *places)
+    routed = ops.route(logits_TE, None, *places, choices)
     return Choice(
-        index_TK=index_TK,
-        wanted_TK=torch.ones_like(index_TK, dtype=torch.bool),
-        gate_TK=probs_TE.gather(-1, index_TK),
-        log_z_T=torch.logsumexp(logits_TE, -1),
-        entropy_T=entropy(probs_TE),
-        balance=tuple(Balance(i, 1.0 / choices, sums_GE) for i in range(choices)),
+        index_TK=routed.index_TK,
+        wanted_TK=torch.ones_like(routed.index_TK, dtype=torch.bool),
+        gate_TK=routed.gate_TK,
+        log_z_T=routed.log_z_T,
+        entropy_T=routed.entropy_T,
+        balance=tuple(Balance(i, 1.0 / choices, routed.probs_GE) for i in range(choices)),
         exclusive=True,
     )
 
 
-def no_token_left_behind(logits_TE: Tensor, places: Places, config: ModelConfig) -> Choice:
+def no_token_left_behind(logits_TE: Tensor, places: Places, config: ModelConfig, ops: Ops) -> Choice:
     """`pick_in_turn` with the configured number of choices."""
-    return pick_in_turn(logits_TE, places, min(config.router_choices, config.num_experts))
+    return pick_in_turn(logits_TE, places, min(config.router_choices, config.num_experts), ops)

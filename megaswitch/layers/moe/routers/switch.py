@@ -19,13 +19,12 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 def pick(logits_TE: Tensor, places: Places, noise_TE: Tensor | None = None, ops: Ops = BY_DEFINITION) -> Choice:
-    """`ops.route_top1` as a choice."""
-    routed = ops.route_top1(logits_TE, noise_TE, *places)
-    index_TK = routed.index_T.unsqueeze(-1)
+    """`ops.route` with one choice."""
+    routed = ops.route(logits_TE, noise_TE, *places, 1)
     return Choice(
-        index_TK=index_TK,
-        wanted_TK=torch.ones_like(index_TK, dtype=torch.bool),
-        gate_TK=routed.gate_T.unsqueeze(-1),
+        index_TK=routed.index_TK,
+        wanted_TK=torch.ones_like(routed.index_TK, dtype=torch.bool),
+        gate_TK=routed.gate_TK,
         log_z_T=routed.log_z_T,
         entropy_T=routed.entropy_T,
         balance=(Balance(0, 1.0, routed.probs_GE),),

@@ -1,6 +1,6 @@
 """The top-2 mixture-of-experts baseline (Mesh TensorFlow's rules).
 
-T local tokens, E experts.
+T local tokens, E experts, K = 2 choices.
 """
 
 from typing import Literal
@@ -11,7 +11,8 @@ from torch import Tensor
 from megaswitch.layers.moe.choice import Balance, Choice, Places
 from megaswitch.layers.moe.noise import Noise
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.reference.router import entropy, group_sums
+from megaswitch.ops.ops import BY_DEFINITION, Ops
+from megaswitch.ops.reference.router import group_sums
 
 Policy = Literal["all", "none", "threshold", "random"]
 _EPSILON = 1e-9
@@ -36,33 +37,31 @@ def pick_two(
     threshold: float,
     second_place_loss: bool,
     uniform_T: Tensor | None,
+    ops: Ops = BY_DEFINITION,
 ) -> Choice:
-    """The two experts of greatest probability, gates normalised by their sum, before slots are given out. The
-    balance loss counts first choices, and with `second_place_loss` half as much the second ones, whose
-    probabilities are those without the first."""
-    probs_TE = torch.softmax(logits_TE, -1)
-    first_T = probs_TE.argmax(-1, keepdim=True)
-    rest_TE = probs_TE.scatter(-1, first_T, 0.0)
-    index_TK = torch.cat([first_T, rest_TE.argmax(-1, keepdim=True)], -1)
-    top_TK = probs_TE.gather(-1, index_TK)
-    gate_TK = top_TK / (top_TK.sum(-1, keepdim=True) + _EPSILON)
+    """The two experts of greatest logit (which tells them apart even where probabilities vanish), gates normalised
+    by their sum, before slots are given out. The balance loss counts first choices, and with `second_place_loss` half
+    as much the second ones, whose probabilities are those without the first."""
+    routed = ops.route(logits_TE, None, *places, 2)
+    gate_TK = routed.gate_TK / (routed.gate_TK.sum(-1, keepdim=True) + _EPSILON)
     wanted_T = second_wanted(gate_TK[:, 1].detach(), policy, threshold, uniform_T)
-    balance = [Balance(0, 1.0, group_sums(probs_TE, *places))]
+    balance = [Balance(0, 1.0, routed.probs_GE)]
     if second_place_loss:
+        rest_TE = torch.softmax(logits_TE, -1).scatter(-1, routed.index_TK[:, :1], 0.0)
         normed_TE = rest_TE / (rest_TE.sum(-1, keepdim=True) + _EPSILON)
         balance.append(Balance(1, _SECOND_WEIGHT, group_sums(normed_TE, *places)))
     return Choice(
-        index_TK=index_TK,
+        index_TK=routed.index_TK,
         wanted_TK=torch.stack([torch.ones_like(wanted_T), wanted_T], -1),
         gate_TK=gate_TK,
-        log_z_T=torch.logsumexp(logits_TE, -1),
-        entropy_T=entropy(probs_TE),
+        log_z_T=routed.log_z_T,
+        entropy_T=routed.entropy_T,
         balance=tuple(balance),
     )
 
 
-def top2(logits_TE: Tensor, places: Places, config: ModelConfig, noise: Noise) -> Choice:
+def top2(logits_TE: Tensor, places: Places, config: ModelConfig, noise: Noise, ops: Ops) -> Choice:
     """Two experts a token by the configured policy."""
     uniform_T = noise.uniform("second", 1)[:, 0] if config.second_policy == "random" else None
     policy, threshold = config.second_policy, config.second_threshold
-    return pick_two(logits_TE, places, policy, threshold, config.second_place_loss, uniform_T)
+    return pick_two(logits_TE, places, policy, threshold, config.second_place_loss, uniform_T, ops)
