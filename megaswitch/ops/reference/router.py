@@ -37,7 +37,7 @@ def best(wanted_TE: Tensor, choices: int) -> Tensor:
     """[T, K]: places of the greatest numbers in descending order, the lowest first on ties."""
     if choices == 1:  # a tenth of the time of a sort
         return wanted_TE.argmax(-1, keepdim=True)
-    return torch.sort(wanted_TE, dim=-1, descending=True, stable=True).indices[:, :choices]
+    return torch.sort(wanted_TE, dim=-1, descending=True, stable=True).indices[:, :choices].contiguous()
 
 
 def route(
