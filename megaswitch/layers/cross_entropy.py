@@ -70,20 +70,21 @@ class _Objective(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, weight: Tensor, goal: Goal, work: WeightWork, ops: Ops, transposed: bool, learn: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        products, weight_DV = work.products, oriented(weight, x_ND.dtype, transposed)
-        main_grad, d_x_ND = main_grad_of(weight), torch.empty_like(x_ND)
+        weight_DV, main_grad = oriented(weight, x_ND.dtype, transposed), main_grad_of(weight)
+        d_x_ND = torch.empty_like(x_ND) if learn else None
         d_weight = torch.zeros_like(weight) if learn and main_grad is None else main_grad
-        nlls, zs = [], []
-        for rows in goal.blocks():
-            logits_nV = products.wide_times(x_ND[rows], weight_DV)
+
+        def of_block(rows: slice) -> tuple[Tensor, Tensor]:
+            """A function, so that its logits are gone before the next block's are made."""
+            logits_nV = work.products.wide_times(x_ND[rows], weight_DV)
             nll_n, log_z_n = _losses(logits_nV, goal.target_N[rows], goal.axis, ops)
-            nlls.append(nll_n)
-            zs.append(goal.z_loss * log_z_n.square())
-            if learn and d_weight is not None:
+            if d_x_ND is not None and d_weight is not None:
                 d_nV = _gradient(logits_nV, log_z_n, goal, rows, x_ND.dtype, ops)
-                d_x_ND[rows] = products.times(d_nV, weight_DV.t())
-                add_weight_grad(d_weight, x_ND[rows], d_nV, products, transposed)
-        nll_N, z_N = torch.cat(nlls), torch.cat(zs)
+                d_x_ND[rows] = work.products.times(d_nV, weight_DV.t())
+                add_weight_grad(d_weight, x_ND[rows], d_nV, work.products, transposed)
+            return nll_n, goal.z_loss * log_z_n.square()
+
+        nll_N, z_N = map(torch.cat, zip(*map(of_block, goal.blocks()), strict=True))
         ctx.save_for_backward(d_x_ND, None if main_grad is not None else d_weight)
         ctx.mark_non_differentiable(nll_N, z_N)
         return ((nll_N + z_N) * goal.factor_N).sum(), nll_N, z_N
