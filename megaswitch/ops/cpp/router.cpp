@@ -11,7 +11,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kFew = 16;    // logits whose greatest is found at once
+constexpr int64_t kFew = 8;     // logits whose greatest is found at once
 constexpr int64_t kBlock = 64;  // most tokens of a group whose probabilities are summed by one thread
 
 // Calls `work` with the number of choices, as a constant where it is 1: loops over them would take as long as a row of
@@ -25,9 +25,10 @@ void with_choices(int64_t choices, F work) {
   }
 }
 
-// The first of the greatest numbers, looked for one by one only among the few that have it.
+// The first of the greatest numbers, looked for one by one only among the few that have it. Inlined: a call is
+// felt where logits are few.
 template <typename W>
-int64_t first_greatest(const W* x, int64_t width, W* greatest) {
+inline __attribute__((always_inline)) int64_t first_greatest(const W* x, int64_t width, W* greatest) {
   W most = -std::numeric_limits<W>::infinity();
   int64_t index = 0, begin = 0;
   for (; begin + kFew <= width; begin += kFew) {
@@ -161,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const std::vector<Run> runs = runs_of(group.const_data_ptr<int64_t>(), tokens);
     std::vector<W> parts(runs.size() * width, W(0));
     with_choices(choices, [&](auto K) {
-      at::parallel_for(0, runs.size(), grain(width * kBlock), [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, runs.size(), grain(width * kBlock), [=, &runs, &parts](int64_t begin, int64_t end) {
         std::vector<W> powers(width), left(width);
         for (int64_t r = begin; r < end; ++r) {
           W* part = parts.data() + r * width;
