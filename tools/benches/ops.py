@@ -14,6 +14,7 @@ from benches.report import Row, finish, number, show
 from benches.timing import Contender, Figure, Taken, Work, best, clocked, in_turns, ratio
 from megaswitch.data.prep.command import say
 from megaswitch.ops.ops import Ops
+from megaswitch.utils.malloc import keep_freed_memory
 from megaswitch.ops.registry import SOURCES, choose_ops, why_not
 from megaswitch.utils.errors import UserError
 
@@ -30,6 +31,7 @@ def measure(options: Options) -> None:
     for backend in SOURCES:
         if reason := why_not(backend, "cpu"):
             say(f"ops.backend={backend} is left out: {reason}")
+    keep_freed_memory()  # for all alike: what is measured are operations, and not the clearing of pages
     size, rows = Size(options.quick, DTYPES[options.dtype]), []
     rates = measure_rates(size.dtype, options.threads, quick=options.quick)
     for name in wanted:

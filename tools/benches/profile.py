@@ -14,7 +14,7 @@ from benches.models import DTYPES, Ours, refuse_too_large, run_config, switch_mo
 from benches.parts import STEP, by_part, marked, operations, scopes
 from benches.rates import measure_rates
 from benches.report import Row, finish, number, show, significant
-from benches.timing import Figure, clocked, in_turns
+from benches.timing import SETTLED, Figure, clocked, in_turns
 from megaswitch.dry_run.step import watch_step
 from megaswitch.dry_run.watch import Watch
 from megaswitch.utils.host import answered_by
@@ -30,7 +30,8 @@ def measure(options: Options) -> None:
     record = ours.step().record
     repeats = 2 if options.quick else options.repeats
     rates = measure_rates(DTYPES[options.dtype], options.threads, quick=options.quick)
-    whole = in_turns({"step": clocked(ours.step)}, repeats, options.threads)["step"]
+    warm = 1 if options.quick else SETTLED
+    whole = in_turns({"step": clocked(ours.step)}, repeats, options.threads, warm)["step"]
     profiles = [_profiled(ours) for _ in range(repeats)]
     shares = _shares(profiles)
     size = DTYPES[options.dtype].itemsize

@@ -16,7 +16,7 @@ from benches.command_line import Options
 from benches.crew import Crew, crew
 from benches.models import Ours, dense, refuse_too_large, run_config, switch_model, tokens_of
 from benches.report import Row, finish, number, show
-from benches.timing import clocked, in_turns, ratio
+from benches.timing import SETTLED, clocked, in_turns, ratio
 from megaswitch.model.config import ModelConfig
 from megaswitch.train.config import RunConfig
 from megaswitch.utils.errors import UserError
@@ -75,7 +75,8 @@ def _row(options: Options, experts: int) -> Row:
         if other and options.peer == "hf-switch" and options.dropout == 0.0:
             _compare(record.mean_nll, other.results[0], options.dtype)
         contenders = {"ours": clocked(ours.step), "peer": theirs}
-        seconds = in_turns(contenders, 2 if options.quick else options.repeats, options.threads)
+        rounds = (2, options.threads, 1) if options.quick else (options.repeats, options.threads, SETTLED)
+        seconds = in_turns(contenders, *rounds)
     mine, peer, tokens = seconds["ours"], seconds["peer"], tokens_of(config)
     per_expert = config.train.micro_batch * model.encoder_length / experts
     return Row(

@@ -20,6 +20,9 @@ class Taken:
         return self.cpu if threads == 1 else self.wall
 
 
+SETTLED = 8
+"""Rounds of a training step after which most freed memory has found its place, and few pages are cleared anew."""
+
 Work = Callable[[], object]
 Contender = Callable[[], Taken]
 
