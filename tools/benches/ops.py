@@ -14,9 +14,9 @@ from benches.report import Row, finish, number, show
 from benches.timing import Contender, Figure, Taken, Work, best, clocked, in_turns, ratio
 from megaswitch.data.prep.command import say
 from megaswitch.ops.ops import Ops
-from megaswitch.utils.malloc import keep_freed_memory
 from megaswitch.ops.registry import SOURCES, choose_ops, why_not
 from megaswitch.utils.errors import UserError
+from megaswitch.utils.malloc import keep_freed_memory
 
 _FOLDER = Path(__file__).parent / "operations"
 _LEAST = 0.02  # seconds of one measurement of an operation
