@@ -38,7 +38,7 @@ def test_both_passes(library, dtype, shape, scale, at):
     assert torch.equal(expected.at_target_N, found.at_target_N)
     if shape[0]:
         assert far(expected.sum_N, found.sum_N) < rounding
-    for narrow in {dtype, torch.bfloat16}:
+    for narrow in {dtype} if dtype == torch.float64 else {dtype, torch.bfloat16}:
         a, b, given = torch.empty(shape, dtype=narrow), torch.empty(shape, dtype=narrow), logits.clone()
         reference.cross_entropy_gradient(logits, target, log_z, grad, Z_LOSS, a)
         fused.cross_entropy_gradient(kernels, given, target, log_z, grad, Z_LOSS, b)
