@@ -116,7 +116,7 @@ def run_world(n: int, fn: Callable[..., Any], *args: Any, limit: float = 60.0) -
         try:
             for rank in range(n):
                 children.append(fork(rank, n, Path(folder), fn, args, limit))
-            reports = collect(children, time.monotonic() + limit)
+            reports = collect(children, Path(folder), time.monotonic() + limit)
             if all(report.result is not None for report in reports):  # else they only waited for the first
                 reports += [hung(child, Path(folder), limit) for child in silent(children, reports)]
         finally:
@@ -156,6 +156,7 @@ def die_with(parent: int) -> None:
 def answer(rank: int, n: int, folder: Path, fn: Callable[..., Any], args: tuple[Any, ...], limit: float) -> bytes:
     """The child's whole life: b"+" and the pickled result, or b"-" and the traceback."""
     with open(folder / f"stack-{rank}", "w") as stack:
+        faulthandler.enable(file=stack)
         faulthandler.dump_traceback_later(max(limit - 0.5, 0.1), file=stack)
         try:
             for name in TORCHRUN_NAMES:
@@ -172,9 +173,10 @@ def answer(rank: int, n: int, folder: Path, fn: Callable[..., Any], args: tuple[
             return b"-" + traceback.format_exc().encode(errors="replace")
         finally:
             faulthandler.cancel_dump_traceback_later()
+            faulthandler.disable()
 
 
-def collect(children: list[Child], deadline: float) -> list[Report]:
+def collect(children: list[Child], folder: Path, deadline: float) -> list[Report]:
     """Reports in order of arrival until all are in, time is up, or the grace after a failure has passed."""
     open_pipes: dict[Any, Child] = {child.pipe: child for child in children}
     reports: list[Report] = []
@@ -183,17 +185,18 @@ def collect(children: list[Child], deadline: float) -> list[Report]:
         if not ready:
             break
         for pipe in ready:
-            reports.append(receive(open_pipes.pop(pipe)))
+            reports.append(receive(open_pipes.pop(pipe), folder))
             if reports[-1].result is None:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
     return reports
 
 
-def receive(child: Child) -> Report:
+def receive(child: Child, folder: Path) -> Report:
     try:
         message = child.pipe.recv_bytes()
     except EOFError:
-        return Report(child.rank, None, "died without a word (killed, or the process crashed)")
+        stood = where_it_stood(child, folder) or "killed, it seems"
+        return Report(child.rank, None, f"died without a word: {stood}")
     if message[:1] == b"+":
         return Report(child.rank, message[1:])
     return Report(child.rank, None, message[1:].decode())
@@ -205,9 +208,13 @@ def silent(children: list[Child], reports: list[Report]) -> Iterator[Child]:
 
 
 def hung(child: Child, folder: Path, limit: float) -> Report:
+    return Report(child.rank, None, f"gave no answer (time limit {limit:g} s)\n{where_it_stood(child, folder)}")
+
+
+def where_it_stood(child: Child, folder: Path) -> str:
+    """What the child's fault handler wrote: its stack at a crash or at the end of its time."""
     stack = folder / f"stack-{child.rank}"
-    text = stack.read_text() if stack.exists() else ""
-    return Report(child.rank, None, f"gave no answer (time limit {limit:g} s)\n{text}")
+    return stack.read_text() if stack.exists() else ""
 
 
 def end(children: list[Child]) -> None:

@@ -1,5 +1,6 @@
 """The `world` and `golden` fixtures themselves."""
 
+import ctypes
 import os
 import signal
 import time
@@ -68,6 +69,15 @@ def test_a_killed_rank_is_noticed(world):
 
     with pytest.raises(RuntimeError, match="rank 0: died without a word"):
         world(2, work)
+    assert no_child_left()
+
+
+def test_a_crashed_rank_shows_where_it_stood(world):
+    def crashing_here():
+        ctypes.string_at(0)
+
+    with pytest.raises(RuntimeError, match=r"(?s)died without a word: Fatal Python error.*crashing_here"):
+        world(1, crashing_here)
     assert no_child_left()
 
 

@@ -14,6 +14,7 @@ from megaswitch.train.system import build
 
 KERNELS = "megaswitch_cpp::"
 WEIGHT_PRODUCTS = ("aten::addmm_", f"{KERNELS}add_outer_", f"{KERNELS}add_grouped_")
+END = "end of the steps"
 PRODUCTS = ("aten::mm", "aten::bmm", f"{KERNELS}times", f"{KERNELS}grouped_times", *WEIGHT_PRODUCTS)
 
 
@@ -25,8 +26,11 @@ def trace(config: RunConfig) -> list[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for step in (1, 2):
             train_step(system, read(system, source, size * step), step)
+        with torch.profiler.record_function(END):  # a collective that ends while the profile does crashes torch
+            system.buckets.await_weights(system.buckets.params)
     events = sorted(profile.events(), key=lambda event: event.time_range.start)
-    return [e.name for e in events if e.name.startswith(("c10d::", "wait:", *PRODUCTS))]
+    names = [e.name for e in events if e.name.startswith(("c10d::", "wait:", END, *PRODUCTS))]
+    return names[: names.index(END)]
 
 
 def between(names: list[str], start: str, wait: str) -> list[list[str]]:
