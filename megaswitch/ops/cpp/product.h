@@ -6,6 +6,8 @@
 // A may lie in memory either way round. B is packed: panels of kPanel columns side by side, row after row, zeros where
 // the last panel is wider than B. C's rows have room for whole panels. A tile of C, kRows x kPanel, stays in registers
 // (24 of 32 with 512 bits, 12 of 16 with 256) while the depth passes: each row of it takes one load of A and none of C.
+// A panel is N vectors wide: two where C is in the cache, so that small matrices fill panels; four where C comes from
+// memory, of which a tile of fewer rows then takes longer stretches.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -13,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 
 #include "common.h"
 
@@ -50,16 +53,16 @@ constexpr int64_t operands(int64_t numbers) {
 template <typename E>
 using vector_t = at::vec::Vectorized<sum_t<E>>;
 
-template <typename E>
-constexpr int64_t kPanel = 2 * vector_t<E>::size();
+template <typename E, int N = 2>
+constexpr int64_t kPanel = N * vector_t<E>::size();
 
-template <typename E>
-constexpr int kRows = vector_t<E>::size() * sizeof(E) == 64 ? 12 : 6;
+template <typename E, int N = 2>
+constexpr int kRows = (vector_t<E>::size() * sizeof(E) == 64 ? 24 : 12) / N;
 
 // Columns rounded up to whole panels.
-template <typename E>
+template <typename E, int N = 2>
 inline int64_t padded(int64_t columns) {
-  return (columns + kPanel<E> - 1) / kPanel<E> * kPanel<E>;
+  return (columns + kPanel<E, N> - 1) / kPanel<E, N> * kPanel<E, N>;
 }
 
 // A matrix in memory: the distances between its rows and between the operands of a row.
@@ -72,11 +75,11 @@ struct Matrix {
 };
 
 // Panels in memory, each a number of rows of operands that may be more than those of the depth that is used.
-template <typename E>
+template <typename E, int N = 2>
 struct Packed {
   const E* data;
   int64_t rows;
-  Packed depth_from(int64_t d) const { return {data + d / kNumbers<E> * kPanel<E>, rows}; }
+  Packed depth_from(int64_t d) const { return {data + d / kNumbers<E> * kPanel<E, N>, rows}; }
   const E* panel(int64_t column) const { return data + column * rows; }
 };
 
@@ -125,50 +128,89 @@ inline void round_rows(const float* x, const float* y, int64_t count, Pair* out)
     _mm512_storeu_si512(out + m, _mm512_permutexvar_epi16(alternate, rounded(x + m, y + m)));
   }
 }
+
+// A vector of so many numbers, of which there may be more or none, and zeros.
+inline __m512i some_numbers(const c10::BFloat16* x, int64_t count) {
+  const __mmask32 there = count < 32 ? (__mmask32{1} << std::max<int64_t>(count, 0)) - 1 : ~__mmask32{0};
+  return _mm512_maskz_loadu_epi16(there, x);
+}
+
+// Two vectors of pairs, of a number from each of two rows; the second row is zeros where it is null.
+inline void pair_rows(const c10::BFloat16* x, const c10::BFloat16* y, int64_t count, Pair* out) {
+  alignas(64) static constexpr auto kAlternate = [] {
+    std::array<uint16_t, 64> from{};
+    for (uint16_t i = 0; i < 64; ++i) from[i] = i / 2 + i % 2 * 32;
+    return from;
+  }();
+  const __m512i a = some_numbers(x, count), b = y ? some_numbers(y, count) : _mm512_setzero_si512();
+  for (int half = 0; half < 2; ++half) {
+    const __m512i alternate = _mm512_load_si512(kAlternate.data() + 32 * half);
+    _mm512_storeu_si512(out + 16 * half, _mm512_permutex2var_epi16(a, alternate, b));
+  }
+}
 #endif
 
-template <typename E, int R>
-void tile(const Matrix<E>& a, const E* b, int64_t depth, sum_t<E>* c, int64_t width, bool add) {
+// Sums, stored as they are, added to what is there, or rounded.
+template <typename V, typename W>
+inline void put(const V& sum, W* to, bool add) {
+  (add ? V::loadu(to) + sum : sum).store(to);
+}
+
+#if MEGASWITCH_PAIRS
+inline void put(const vector_t<Pair>& sum, c10::BFloat16* to, bool) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
+}
+#endif
+
+template <typename E, int N, int R, typename C>
+void tile(const Matrix<E>& a, const E* b, int64_t depth, C* c, int64_t width, bool add) {
   using V = vector_t<E>;
-  V sum[R][2];
+  V sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    sum[r][0] = add ? V::loadu(c + r * width) : V(0);
-    sum[r][1] = add ? V::loadu(c + r * width + V::size()) : V(0);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      sum[r][n] = V(0);
+      if (add) __builtin_prefetch(c + r * width + n * V::size(), 1);
+    }
   }
   for (int64_t d = 0; d < depth; ++d) {
-    const auto left = load(b + d * kPanel<E>), right = load(b + d * kPanel<E> + V::size());
+    decltype(load(b)) right[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) right[n] = load(b + d * kPanel<E, N> + n * V::size());
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const auto x = repeat(a.data[r * a.row + d * a.step]);
-      sum[r][0] = add_products(x, left, sum[r][0]);
-      sum[r][1] = add_products(x, right, sum[r][1]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[r][n] = add_products(x, right[n], sum[r][n]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    sum[r][0].store(c + r * width);
-    sum[r][1].store(c + r * width + V::size());
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) put(sum[r][n], c + r * width + n * V::size(), add);
   }
 }
 
 // The tile of as many rows as there are, of R at most.
-template <typename E, int R = kRows<E>>
-void some_rows(int64_t rows, const Matrix<E>& a, const E* b, int64_t depth, sum_t<E>* c, int64_t width, bool add) {
+template <typename E, int N, int R, typename C>
+void some_rows(int64_t rows, const Matrix<E>& a, const E* b, int64_t depth, C* c, int64_t width, bool add) {
   if (rows >= R) {
-    tile<E, R>(a, b, depth, c, width, add);
+    tile<E, N, R>(a, b, depth, c, width, add);
   } else if constexpr (R > 1) {
-    some_rows<E, R - 1>(rows, a, b, depth, c, width, add);
+    some_rows<E, N, R - 1>(rows, a, b, depth, c, width, add);
   }
 }
 
 // C = A B, or C += A B; `width` is the distance between C's rows, and `columns` are rounded up to panels.
-template <typename E>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E>& b, sum_t<E>* c,
+template <typename E, int N = 2, typename C>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E, N>& b, C* c,
               int64_t width, bool add) {
-  for (int64_t n = 0; n < columns; n += kPanel<E>) {
-    for (int64_t m = 0; m < rows; m += kRows<E>) {
-      some_rows<E>(rows - m, a.rows_from(m), b.panel(n), operands<E>(depth), c + m * width + n, width, add);
+  constexpr int R = kRows<E, N>;
+  const int64_t steps = operands<E>(depth);
+  for (int64_t n = 0; n < columns; n += kPanel<E, N>) {
+    for (int64_t m = 0; m < rows; m += R) {
+      some_rows<E, N, R>(rows - m, a.rows_from(m), b.panel(n), steps, c + m * width + n, width, add);
     }
   }
 }
@@ -185,7 +227,7 @@ void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, E* out, i
   for (int64_t i = 0; i < rows; ++i, x += row, out += width) {
     fetch_ahead(x, columns, row);
     if constexpr (kPairs<E>) {
-      for (int64_t d = 0; d < columns / 2; ++d) out[d].bits = x[2 * d].x | uint32_t{x[2 * d + 1].x} << 16;
+      std::memcpy(out, x, columns / 2 * sizeof(E));
       if (columns % 2) out[columns / 2].bits = x[columns - 1].x;
     } else {
       for (int64_t d = 0; d < columns; ++d) out[d] = E(x[d]);
@@ -194,20 +236,21 @@ void copy_rows(const T* x, int64_t rows, int64_t columns, int64_t row, E* out, i
 }
 
 // Panels of a matrix whose rows, `row` numbers apart, are the depth.
-template <typename E, typename T>
+template <typename E, int N = 2, typename T>
 void pack(const T* x, int64_t rows, int64_t columns, int64_t row, E* out) {
-  for (int64_t d = 0; d < rows; d += kNumbers<E>, x += kNumbers<E> * row, out += kPanel<E>) {
+  constexpr int64_t P = kPanel<E, N>;
+  for (int64_t d = 0; d < rows; d += kNumbers<E>, x += kNumbers<E> * row, out += P) {
     const T* next = d + 1 < rows ? x + row : nullptr;
     for (int64_t i = 0; i < kNumbers<E>; ++i) fetch_ahead(x + i * row, columns, row);
-    for (int64_t n = 0; n < columns; n += kPanel<E>) {
+    for (int64_t n = 0; n < columns; n += P) {
       E* to = out + n * operands<E>(rows);
-      const int64_t count = std::min(kPanel<E>, columns - n);
+      const int64_t count = std::min(P, columns - n);
       if constexpr (kPairs<E>) {
-        for (int64_t i = 0; i < count; ++i) to[i].bits = x[n + i].x | (next ? uint32_t{next[n + i].x} << 16 : 0);
+        for (int64_t i = 0; i < P; i += 32) pair_rows(x + n + i, next ? next + n + i : nullptr, count - i, to + i);
       } else {
         for (int64_t i = 0; i < count; ++i) to[i] = E(x[n + i]);
+        for (int64_t i = count; i < P; ++i) to[i] = E{};
       }
-      for (int64_t i = count; i < kPanel<E>; ++i) to[i] = E{};
     }
   }
 }
@@ -220,18 +263,18 @@ void transpose(const E* x, int64_t rows, int64_t columns, int64_t row, E* y, int
 }
 
 // Panels of the transposed matrix: its rows are the columns, and `depth` numbers of each.
-template <typename E, typename T>
+template <typename E, int N = 2, typename T>
 void pack_transposed(const T* x, int64_t rows, int64_t depth, int64_t row, E* out) {
-  constexpr int64_t kStep = 32;
-  E block[kPanel<E> * kStep];
-  for (int64_t n = 0; n < rows; n += kPanel<E>) {
-    const int64_t count = std::min(kPanel<E>, rows - n);
-    if (count < kPanel<E>) std::fill_n(block, kPanel<E> * kStep, E{});
+  constexpr int64_t kStep = 32, P = kPanel<E, N>;
+  E block[P * kStep];
+  for (int64_t n = 0; n < rows; n += P) {
+    const int64_t count = std::min(P, rows - n);
+    if (count < P) std::fill_n(block, P * kStep, E{});
     for (int64_t d = 0; d < depth; d += kStep * kNumbers<E>) {
       const int64_t some = std::min(kStep * kNumbers<E>, depth - d);
       copy_rows(x + n * row + d, count, some, row, block, kStep);
-      transpose(block, kPanel<E>, operands<E>(some), kStep, out, kPanel<E>);
-      out += operands<E>(some) * kPanel<E>;
+      transpose(block, P, operands<E>(some), kStep, out, P);
+      out += operands<E>(some) * P;
     }
   }
 }

@@ -1,85 +1,43 @@
-// Products with weights through oneDNN, which with 512 bits is up to twice as fast in float32 as what torch.mm takes
-// (MKL leaves out half of such a processor that is not Intel's), takes its operands either way round, and adds to what
-// is there. In other types and on other processors they are torch's.
-//
-// oneDNN compiles a kernel for each shape it meets, which takes as long as a small product, and keeps a thousand of them.
-// Experts get other numbers of rows every time; so that there are fewer shapes, large numbers are rounded.
-#include <ATen/native/CPUBlas.h>
+// Products with weights, in float32 and bfloat16 those of `matrix_products.h`, else torch's.
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/mm.h>
 
-#include <bit>
 #include <vector>
 
 #include "common.h"
-
-namespace at::native {
-// Of torch's library, though in none of its headers: result = beta result + alpha mat1 mat2.
-TORCH_API void mkldnn_matmul(const Tensor& mat1, const Tensor& mat2, const Tensor& result, float beta, float alpha);
-}  // namespace at::native
+#include "matrix_products.h"
 
 namespace megaswitch {
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t kPanel = 64;    // columns of a matrix whose pairs of rows are laid side by side: they stay in the cache
-constexpr int64_t kBand = 256;    // rows that a panel is multiplied with at a time
-constexpr int64_t kSteps = 16;  // numbers of rows, between one power of two and the next, that shapes may have
-constexpr int64_t kFew = 64;    // so few rows may be of any number
-constexpr int64_t kSome = 256;  // so few also where rounding costs an addition: their numbers come again soon
-
-bool through_onednn(at::ScalarType type) {
-#ifdef CPU_CAPABILITY_AVX512
-  return type == at::kFloat || type == at::kBFloat16;
+#ifdef __AMX_BF16__
+constexpr bool kTiles = true;  // oneDNN, and so torch, makes use of them, and they do several times as much
 #else
-  return false;
+constexpr bool kTiles = false;
 #endif
+
+// Calls `work` with a number of the type, where our products of it are the faster ones. `wide`: nobody else has them
+// without rounding.
+template <typename Work>
+bool ours(at::ScalarType type, bool wide, Work work) {
+#ifdef CPU_CAPABILITY_AVX512
+  if (type == at::kFloat) return work(float()), true;
+  if (MEGASWITCH_PAIRS && type == at::kBFloat16 && (wide || !kTiles)) return work(at::BFloat16()), true;
+#endif
+  return false;
 }
 
-// out (+)= a b.
-void multiply(Tensor out, const Tensor& a, const Tensor& b, bool add) {
-  if (out.numel() == 0) return;
-  if (a.size(1) == 0) {
-    if (!add) out.zero_();
-  } else if (through_onednn(out.scalar_type())) {
-    at::native::mkldnn_matmul(a, b, out, add ? 1.0f : 0.0f, 1.0f);
-  } else if (add) {
-    at::addmm_out(out, out, a, b);
-  } else {
-    at::mm_out(out, a, b);
+// Rows of x as whole operands, and weights whose rows or columns are contiguous.
+template <typename T>
+std::pair<Tensor, Tensor> laid_out(const Tensor& x, const Tensor& weights) {
+  if (x.size(-1) % kNumbers<operand_t<T>> != 0) {
+    return {at::constant_pad_nd(x, {0, 1}), at::constant_pad_nd(weights, {0, 0, 0, 1})};
   }
-}
-
-// into += product, in one pass; torch's addition would widen a copy first.
-void add_narrow(Tensor into, const Tensor& product) {
-  if (into.scalar_type() != at::kFloat || product.scalar_type() != at::kBFloat16 || !into.is_contiguous()) {
-    into.add_(product);
-    return;
-  }
-  float* ip = into.data_ptr<float>();
-  const at::BFloat16* pp = product.const_data_ptr<at::BFloat16>();
-  at::parallel_for(0, into.numel(), grain(1), [&](int64_t begin, int64_t end) {
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) ip[i] += static_cast<float>(pp[i]);
-  });
-}
-
-// into += rows^T cols; in a wider type than theirs the product is rounded to theirs first, as autograd's is.
-void add_product(Tensor into, const Tensor& rows, const Tensor& cols) {
-  if (rows.size(0) == 0) return;
-  if (into.scalar_type() == rows.scalar_type()) {
-    multiply(into, rows.t(), cols, true);
-  } else {
-    Tensor product = at::empty(into.sizes(), rows.options());
-    multiply(product, rows.t(), cols, false);
-    add_narrow(into, product);
-  }
-}
-
-// The distance between numbers of rows that shapes may have, near this number.
-int64_t step_of(int64_t rows, int64_t exact) {
-  return rows < exact ? 1 : static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows))) / kSteps;
+  const bool either = weights.stride(-1) == 1 || weights.stride(-2) == 1;
+  return {x.contiguous(), either ? weights : weights.contiguous()};
 }
 
 void check(const Tensor& x, const Tensor& weight) {
@@ -94,93 +52,98 @@ void check(const Tensor& rows, const Tensor& cols, at::IntArrayRef counts, int64
   TORCH_CHECK(static_cast<int64_t>(counts.size()) == experts, "there are ", experts, " experts");
 }
 
+// Some rows of x by each of the matrices; C is what comes out in.
+template <typename T, typename C>
+void multiply_each(const Tensor& out, const Tensor& x_in, const Tensor& weights_in, at::IntArrayRef counts) {
+  const auto [x, weights] = laid_out<T>(x_in, weights_in);
+  Rooms<operand_t<T>> rooms(room_of<operand_t<T>>(x.size(1)));
+  int64_t first = 0;
+  for (const int64_t e : c10::irange(counts.size())) {
+    const Tensor to = out.narrow(0, first, counts[e]), from = x.narrow(0, first, counts[e]);
+    multiply_matrices<T, C>(to, from, weights.select(0, e), rooms);
+    first += counts[e];
+  }
+}
+
 Tensor times(const Tensor& x, const Tensor& weight) {
   check(x, weight);
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(1);
-  Tensor out = at::empty(shape, x.options());
-  multiply(out.flatten(0, -2), x.flatten(0, -2), weight, false);
-  return out;
-}
-
-// Columns first .. first + columns of [K, M] as the instructions take them: [K / 2, columns, 2].
-void pack_pairs(const Tensor& weight, int64_t first, int64_t columns, at::BFloat16* into) {
-  const int64_t pairs = weight.size(0) / 2, down = weight.stride(0), across = weight.stride(1);
-  const at::BFloat16* from = weight.const_data_ptr<at::BFloat16>() + first * across;
-  for (int64_t k = 0; k < pairs; ++k, from += 2 * down) {
-    for (int64_t m = 0; m < columns; ++m, into += 2) {
-      into[0] = from[m * across];
-      into[1] = from[m * across + down];
-    }
-  }
-}
-
-bool multiplies_pairs(const Tensor& x) {
-#ifdef __AVX512BF16__
-  return x.scalar_type() == at::kBFloat16 && x.size(1) % 2 == 0;
-#else
-  return false;
-#endif
-}
-
-// In at least float32. In bfloat16 by oneDNN's small products, the only ones of torch's that do not round what comes out.
-Tensor wide_times(const Tensor& x_in, const Tensor& weight) {
-  check(x_in, weight);
-  if (!multiplies_pairs(x_in)) {
-    const auto wide = c10::promoteTypes(x_in.scalar_type(), at::kFloat);
-    return times(x_in.to(wide), weight.to(wide));
-  }
-  const Tensor x = x_in.contiguous();
-  const int64_t rows = x.size(0), inner = x.size(1), width = weight.size(1);
-  Tensor out = at::empty({rows, width}, x.options().dtype(at::kFloat));
-  const at::BFloat16* xp = x.const_data_ptr<at::BFloat16>();
-  float* op = out.data_ptr<float>();
-  at::parallel_for(0, (width + kPanel - 1) / kPanel, 1, [&](int64_t begin, int64_t end) {
-    std::vector<at::BFloat16> panel(kPanel * inner);
-    for (int64_t first = begin * kPanel; first < std::min(width, end * kPanel); first += kPanel) {
-      const int64_t columns = std::min(kPanel, width - first);
-      pack_pairs(weight, first, columns, panel.data());
-      for (int64_t n = 0; n < rows; n += kBand) {
-        at::native::cpublas::brgemm(std::min(kBand, rows - n), columns, inner, inner, columns, width, false,
-                                    xp + n * inner, panel.data(), op + n * width + first);
-      }
-    }
-    at::native::cpublas::brgemm_release();
+  Tensor out = at::empty(shape, x.options()), to = out.flatten(0, -2);
+  const Tensor rows = x.flatten(0, -2);
+  const bool done = ours(x.scalar_type(), false, [&](auto number) {
+    using T = decltype(number);
+    multiply_each<T, T>(to, rows, weight.unsqueeze(0), {rows.size(0)});
   });
+  if (!done) at::mm_out(to, rows, weight);
   return out;
 }
 
-Tensor& add_outer_(Tensor& into, const Tensor& rows, const Tensor& cols) {
-  add_product(into, rows, cols);
-  return into;
+// In at least float32.
+Tensor wide_times(const Tensor& x, const Tensor& weight) {
+  check(x, weight);
+  const auto wide = c10::promoteTypes(x.scalar_type(), at::kFloat);
+  Tensor out = at::empty({x.size(0), weight.size(1)}, x.options().dtype(wide));
+  const bool done = ours(x.scalar_type(), true, [&](auto number) {
+    multiply_each<decltype(number), float>(out, x, weight.unsqueeze(0), {x.size(0)});
+  });
+  if (!done) at::mm_out(out, x.to(wide), weight.to(wide));
+  return out;
 }
 
-// Rows are rounded up: those of the next expert that come along are computed again with its own matrix.
 Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
   check(x, weights);
   check(x, x, counts, weights.size(0));
   Tensor out = at::empty({x.size(0), weights.size(2)}, x.options());
+  const bool done = ours(x.scalar_type(), false, [&](auto number) {
+    using T = decltype(number);
+    multiply_each<T, T>(out, x, weights, counts);
+  });
   int64_t first = 0;
-  for (const int64_t e : c10::irange(counts.size())) {
-    const int64_t step = step_of(counts[e], kFew), rounded = (counts[e] + step - 1) / step * step;
-    const int64_t rows = std::min(rounded, x.size(0) - first);
-    multiply(out.narrow(0, first, rows), x.narrow(0, first, rows), weights.select(0, e), false);
-    first += counts[e];
+  for (int64_t e = 0; !done && e < weights.size(0); first += counts[e++]) {
+    Tensor to = out.narrow(0, first, counts[e]);
+    at::mm_out(to, x.narrow(0, first, counts[e]), weights.select(0, e));
   }
   return out;
 }
 
-// Rows are rounded down, and the rest has a product of its own.
-Tensor& add_grouped_(Tensor& into, const Tensor& rows, const Tensor& cols, at::IntArrayRef counts) {
-  check(rows, cols, counts, into.size(0));
-  int64_t first = 0;
-  for (const int64_t e : c10::irange(counts.size())) {
-    const int64_t rest = counts[e] % step_of(counts[e], kSome);
-    for (const int64_t some : {counts[e] - rest, rest}) {
-      add_product(into.select(0, e), rows.narrow(0, first, some), cols.narrow(0, first, some));
-      first += some;
-    }
+// into += rows^T cols; torch rounds the product to their type before it is added to a wider one.
+void add_torchs(Tensor into, const Tensor& rows, const Tensor& cols) {
+  if (into.scalar_type() == rows.scalar_type()) {
+    at::addmm_out(into, into, rows.t(), cols);
+  } else {
+    into.add_(at::mm(rows.t(), cols));
   }
+}
+
+// Likewise each of `into` with some of the rows.
+void add_each(const Tensor& into, const Tensor& rows, const Tensor& cols, at::IntArrayRef counts) {
+  check(rows, cols, counts, into.size(0));
+  const auto each = [&](auto add) {
+    int64_t first = 0;
+    for (const int64_t e : c10::irange(counts.size())) {
+      add(into.select(0, e), rows.narrow(0, first, counts[e]), cols.narrow(0, first, counts[e]));
+      first += counts[e];
+    }
+  };
+  const bool fits = into.scalar_type() == at::kFloat && into.stride(-1) == 1;
+  const bool done = fits && ours(rows.scalar_type(), false, [&](auto number) {
+    using T = decltype(number);
+    Rooms<operand_t<T>> rooms(gradient_room<operand_t<T>>());
+    each([&](const Tensor& to, const Tensor& x, const Tensor& y) {
+      add_matrices<T>(to, x.contiguous(), y.contiguous(), rooms);
+    });
+  });
+  if (!done) each(add_torchs);
+}
+
+Tensor& add_outer_(Tensor& into, const Tensor& rows, const Tensor& cols) {
+  add_each(into.unsqueeze(0), rows, cols, {rows.size(0)});
+  return into;
+}
+
+Tensor& add_grouped_(Tensor& into, const Tensor& rows, const Tensor& cols, at::IntArrayRef counts) {
+  add_each(into, rows, cols, counts);
   return into;
 }
 

@@ -1,0 +1,190 @@
+// Products of matrices of any size, with 512 bits: in float32, or in bfloat16 where the processor multiplies pairs of
+// numbers, summed in float32 and rounded once or not at all. Libraries compile a kernel for each shape, and experts bring
+// new ones in every step; these have one.
+//
+// What is packed of one matrix stays in the second cache while the other one, or what comes out, passes.
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include "product.h"
+
+namespace megaswitch {
+
+constexpr int kWide = 4;                 // vectors of a panel: what comes out lies in memory
+constexpr int64_t kPacked = 1 << 17;     // operands that are packed at a time, of the matrix to the right
+constexpr int64_t kGradientRows = 256;   // of a weight's gradient, at most at a time
+constexpr int64_t kGradientSteps = 256;  // operands along its depth
+
+template <typename E>
+constexpr int64_t kWidth = kPanel<E, kWide>;
+
+inline int64_t parts(int64_t all, int64_t size) { return (all + size - 1) / size; }
+
+// Memory for what each thread packs.
+template <typename E>
+class Rooms {
+ public:
+  explicit Rooms(int64_t each)
+      : each_(each), all_(at::empty({each * at::get_num_threads() * static_cast<int64_t>(sizeof(E))}, at::kByte)) {}
+  E* mine() { return static_cast<E*>(all_.mutable_data_ptr()) + each_ * at::get_thread_num(); }
+
+ private:
+  int64_t each_;
+  at::Tensor all_;
+};
+
+// A matrix's numbers, and the distances between its rows and between a row's numbers.
+template <typename T>
+struct Numbers {
+  const T* data;
+  int64_t row, step;
+  explicit Numbers(const at::Tensor& x) : data(x.const_data_ptr<T>()), row(x.stride(0)), step(x.stride(1)) {}
+};
+
+// Columns first .. first + count of a matrix as panels, its rows being the depth; either may be contiguous.
+template <typename T, typename E = operand_t<T>>
+void pack_columns(const Numbers<T>& x, int64_t depth, int64_t first, int64_t count, E* out) {
+  if (x.step == 1) {
+    pack<E, kWide>(x.data + first, depth, count, x.row, out);
+  } else {
+    pack_transposed<E, kWide>(x.data + first * x.step, count, depth, x.step, out);
+  }
+}
+
+// Columns of the last panel, which is not whole, by way of a tile that is; `write` gets row, column and sum.
+template <typename E, typename Write>
+void multiply_edge(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E, kWide>& b,
+                   Write write) {
+  constexpr int64_t R = kRows<E, kWide>, W = kWidth<E>;
+  alignas(64) sum_t<E> sums[R * W];
+  for (int64_t m = 0; m < rows; m += R) {
+    const int64_t some = std::min(R, rows - m);
+    multiply<E, kWide>(some, W, depth, a.rows_from(m), b, sums, W, false);
+    for (int64_t i = 0; i < some; ++i) {
+      for (int64_t n = 0; n < columns; ++n) write(m + i, n, sums[i * W + n]);
+    }
+  }
+}
+
+// out[rows, width] = x[rows, depth] by the panels of `b`, row by row as far as the panels go, so that what comes out is
+// written in long stretches.
+template <typename E, typename C>
+void multiply_rows(int64_t rows, int64_t width, int64_t depth, const Matrix<E>& x, const Packed<E, kWide>& b, C* out,
+                   int64_t out_row) {
+  constexpr int64_t R = kRows<E, kWide>;
+  const int64_t whole = width / kWidth<E> * kWidth<E>;
+  for (int64_t m = 0; m < rows; m += R) {
+    multiply<E, kWide>(std::min(R, rows - m), whole, depth, x.rows_from(m), b, out + m * out_row, out_row, false);
+  }
+  if (whole == width) return;
+  multiply_edge<E>(rows, width - whole, depth, x, {b.panel(whole), b.rows}, [&](int64_t m, int64_t n, sum_t<E> sum) {
+    out[m * out_row + whole + n] = narrow<C>(sum);
+  });
+}
+
+// Panels that are packed at a time for a product of this depth, and the room for them.
+template <typename E>
+int64_t panels_of(int64_t depth) {
+  return std::max<int64_t>(1, kPacked / kWidth<E> / std::max<int64_t>(1, operands<E>(depth)));
+}
+
+template <typename E>
+int64_t room_of(int64_t depth) {
+  return panels_of<E>(depth) * kWidth<E> * operands<E>(depth);
+}
+
+// out[N, M] = x[N, K] weight[K, M], rounded where out is narrower than float32. Rows of x are whole operands.
+template <typename T, typename C, typename E = operand_t<T>>
+void multiply_matrices(const at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, Rooms<E>& rooms) {
+  if (out.numel() == 0) return;
+  const int64_t rows = x.size(0), depth = x.size(1), width = weight.size(1), steps = operands<E>(depth);
+  const Matrix<E> left{static_cast<const E*>(x.const_data_ptr()), x.stride(0) / kNumbers<E>, 1};
+  const Numbers<T> right(weight);
+  C* to = out.mutable_data_ptr<C>();
+  const int64_t to_row = out.stride(0), threads = at::get_num_threads(), panels = parts(width, kWidth<E>);
+  const int64_t across = std::max(parts(panels, panels_of<E>(depth)), std::min(panels, threads));
+  const int64_t down = std::clamp<int64_t>(threads / across, 1, parts(rows, kWidth<E>));
+  const int64_t columns = parts(panels, across) * kWidth<E>, band = parts(rows, down);
+  at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
+    E* packed = rooms.mine();
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t m = block / across * band, n = block % across * columns;
+      const int64_t some = std::min(columns, width - n), count = std::min(band, rows - m);
+      if (some <= 0 || count <= 0) continue;
+      pack_columns(right, depth, n, some, packed);
+      multiply_rows<E>(count, some, depth, left.rows_from(m), {packed, steps}, to + m * to_row + n, to_row);
+    }
+  });
+}
+
+// A gradient and the matrices of which it is made: into[height, width] += rows[depth, height]^T cols[depth, width].
+template <typename T>
+struct Gradient {
+  Numbers<T> rows, cols;
+  int64_t depth;
+  wide_t<T>* into;
+  int64_t into_row;
+};
+
+// A panel's columns of some rows of a gradient.
+template <typename T, typename E = operand_t<T>>
+void add_panel(const Gradient<T>& g, int64_t height, int64_t columns, int64_t depth, const E* left,
+               const Packed<E, kWide>& right, sum_t<E>* into) {
+  constexpr int64_t W = kWidth<E>;
+  for (int64_t i = 0; i < height; i += W, into += W * g.into_row) {
+    const int64_t rows = std::min(W, height - i);
+    const Matrix<E> across{left + i * right.rows, 1, W};
+    if (columns == W) {
+      multiply<E, kWide>(rows, W, depth, across, right, into, g.into_row, true);
+    } else {
+      multiply_edge<E>(rows, columns, depth, across, right,
+                       [&](int64_t m, int64_t n, sum_t<E> sum) { into[m * g.into_row + n] += sum; });
+    }
+  }
+}
+
+// Rows i .. i + height, so few that they stay in the cache, and columns o .. end of a gradient.
+template <typename T, typename E = operand_t<T>>
+void add_block(const Gradient<T>& g, int64_t i, int64_t height, int64_t o, int64_t end, E* left, E* right) {
+  constexpr int64_t kDeep = kGradientSteps * kNumbers<E>;
+  for (int64_t d = 0; d < g.depth; d += kDeep) {
+    const int64_t depth = std::min(kDeep, g.depth - d);
+    pack<E, kWide>(g.rows.data + d * g.rows.row + i, depth, height, g.rows.row, left);
+    for (int64_t n = o; n < end; n += kWidth<E>) {
+      const int64_t columns = std::min(kWidth<E>, end - n);
+      pack<E, kWide>(g.cols.data + d * g.cols.row + n, depth, columns, g.cols.row, right);
+      add_panel<T>(g, height, columns, depth, left, {right, operands<E>(depth)}, g.into + i * g.into_row + n);
+    }
+  }
+}
+
+template <typename E>
+int64_t gradient_room() {
+  const int64_t columns = kGradientRows + kWidth<E>;
+  return columns * kGradientSteps;
+}
+
+// into[I, O] += rows[N, I]^T cols[N, O]. Threads share the gradient's rows, and its columns where there are fewer panels
+// of rows than threads.
+template <typename T, typename E = operand_t<T>>
+void add_matrices(const at::Tensor& into, const at::Tensor& rows, const at::Tensor& cols, Rooms<E>& rooms) {
+  if (into.numel() == 0) return;
+  const int64_t height = into.size(0), width = into.size(1);
+  const Gradient<T> g{Numbers<T>(rows), Numbers<T>(cols), rows.size(0), into.mutable_data_ptr<wide_t<T>>(),
+                      into.stride(0)};
+  const int64_t threads = at::get_num_threads(), high = parts(height, kWidth<E>), wide = parts(width, kWidth<E>);
+  const int64_t down = std::min(high, parts(parts(height, kGradientRows), threads) * threads);
+  const int64_t across = std::clamp<int64_t>(threads / down, 1, wide);
+  const int64_t band = parts(high, down) * kWidth<E>, columns = parts(wide, across) * kWidth<E>;
+  at::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
+    E* left = rooms.mine();
+    E* right = left + kGradientRows * kGradientSteps;
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t i = block / across * band, o = block % across * columns;
+      if (i < height) add_block<T>(g, i, std::min(band, height - i), o, std::min(width, o + columns), left, right);
+    }
+  });
+}
+
+}  // namespace megaswitch

@@ -1,0 +1,82 @@
+"""Products of whole and broken panels and of several blocks of rows, columns and depth, shared by threads."""
+
+import pytest
+import torch
+from ops.libraries import INTERPRETED, each, far, load, numbers
+
+F32, BF16 = torch.float32, torch.bfloat16
+SUMMED, ROUNDED = 2e-5, 4e-3
+"""Agreement of sums in float32, and of a number rounded once to bfloat16."""
+
+SHAPES = {
+    "one": (1, 2, 1),
+    "nothing along": (3, 0, 5),
+    "no rows": (0, 4, 5),
+    "no columns": (3, 4, 0),
+    "less than a panel": (5, 7, 9),
+    "panels and more": (70, 130, 200),
+    "blocks": (1100, 600, 700),
+    "deep": (9, 5001, 130),
+}
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="on a CPU")
+
+
+def sides(case, dtype, transposed=False):
+    """x, the rows' two counts, and W, stored as it is used or across."""
+    n, i, o = SHAPES[case]
+    x, weight = numbers(n, i, seed=0, dtype=dtype), numbers(i, o, seed=1, dtype=dtype)
+    return x, [n // 3, n - n // 3], weight.t().contiguous().t() if transposed else weight
+
+
+def results(case, dtype, transposed=False):
+    """x W, in float32 too and by W and -W, and 1 + x^T x W of all rows and of some each."""
+    kernels, (x, counts, weight) = load("cpp"), sides(case, dtype, transposed)
+    out = kernels.times(x, weight)
+    of_one, of_each = torch.ones(weight.shape), torch.ones(2, *weight.shape)
+    kernels.add_outer_(of_one, x, out)
+    kernels.add_grouped_(of_each, x, out, counts)
+    pair = torch.stack((weight.mT, -weight.mT)).mT if transposed else torch.stack((weight, -weight))
+    return out, kernels.wide_times(x, weight), kernels.grouped_times(x, pair, counts), of_one, of_each
+
+
+def agree(expected, found, bound):
+    assert expected.shape == found.shape
+    assert expected.numel() == 0 or far(expected, found.double()) < bound
+
+
+@each(case=SHAPES, dtype=[F32, BF16], transposed=[False, True])
+def test_products_of_any_shape(case, dtype, transposed):
+    x, counts, weight = sides(case, dtype, transposed)
+    out, wide, grouped, of_one, of_each = results(case, dtype, transposed)
+    once = SUMMED if dtype == F32 else ROUNDED
+    x, weight = x.double(), weight.double()
+    (first, second), outs = x.split(counts), out.double().split(counts)
+    agree(x @ weight, out, once)
+    agree(x @ weight, wide, SUMMED)
+    agree(torch.cat((first @ weight, second @ -weight)), grouped, once)
+    parts = torch.stack((first.T @ outs[0], second.T @ outs[1]))
+    agree(1 + parts.sum(0), of_one, SUMMED)
+    agree(1 + parts, of_each, SUMMED)
+
+
+@each(dtype=[F32, BF16], case=["less than a panel", "panels and more", "blocks"])
+def test_threads_do_not_change_a_number(world, dtype, case):
+    """In a child, since a process that has used two threads cannot be forked."""
+
+    def work():
+        found = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(results(case, dtype))
+        return all(torch.equal(a, b) for more in found[1:] for a, b in zip(found[0], more, strict=True))
+
+    assert world(1, work) == [True]
+
+
+@each(dtype=[F32, BF16])
+def test_a_row_does_not_depend_on_the_others(dtype):
+    """So experts compute the same numbers whichever tokens came along."""
+    x, _, weight = sides("panels and more", dtype)
+    whole = load("cpp").times(x, weight)
+    assert all(torch.equal(whole[i : i + 1], load("cpp").times(x[i : i + 1], weight)) for i in (0, 7, len(x) - 1))
