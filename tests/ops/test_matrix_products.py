@@ -4,6 +4,8 @@ import pytest
 import torch
 from ops.libraries import INTERPRETED, each, far, load, numbers
 
+from megaswitch.ops.reference.activation import geglu
+
 F32, BF16 = torch.float32, torch.bfloat16
 SUMMED, ROUNDED = 2e-5, 4e-3
 """Agreement of sums in float32, and of a number rounded once to bfloat16."""
@@ -40,6 +42,13 @@ def results(case, dtype, transposed=False):
     return out, kernels.wide_times(x, weight), kernels.grouped_times(x, pair, counts), of_one, of_each
 
 
+def activated(case, dtype):
+    """max(x W, 0), and GEGLU by W as the gate's matrix and its negative, with both products."""
+    kernels, (x, counts, weight) = load("cpp"), sides(case, dtype)
+    gates, weights = torch.stack((weight, weight)), torch.stack((-weight, -weight))
+    return kernels.grouped_relu(x, gates, counts), *kernels.grouped_geglu(x, gates, weights, counts)
+
+
 def agree(expected, found, bound):
     assert expected.shape == found.shape
     assert expected.numel() == 0 or far(expected, found.double()) < bound
@@ -60,6 +69,17 @@ def test_products_of_any_shape(case, dtype, transposed):
     agree(1 + parts, of_each, SUMMED)
 
 
+@each(case=SHAPES, dtype=[F32, BF16])
+def test_activations_in_the_product(case, dtype):
+    """Of the very numbers that come out without."""
+    x, _, weight = sides(case, dtype)
+    out = load("cpp").times(x, weight)
+    positive, hidden, of_gate, of_x = activated(case, dtype)
+    assert torch.equal(positive, out.relu())
+    assert torch.equal(of_gate, out) and torch.equal(of_x, -out)
+    agree(geglu(of_gate.double(), of_x.double()), hidden, SUMMED if dtype == F32 else ROUNDED)
+
+
 @each(dtype=[F32, BF16], case=["less than a panel", "panels and more", "blocks"])
 def test_threads_do_not_change_a_number(world, dtype, case):
     """In a child, since a process that has used two threads cannot be forked."""
@@ -68,7 +88,7 @@ def test_threads_do_not_change_a_number(world, dtype, case):
         found = []
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            found.append(results(case, dtype))
+            found.append((*results(case, dtype), *activated(case, dtype)))
         return all(torch.equal(a, b) for more in found[1:] for a, b in zip(found[0], more, strict=True))
 
     assert world(1, work) == [True]

@@ -15,7 +15,7 @@ from megaswitch.train.system import build
 KERNELS = "megaswitch_cpp::"
 WEIGHT_PRODUCTS = ("aten::addmm_", f"{KERNELS}add_outer_", f"{KERNELS}add_grouped_")
 END = "end of the steps"
-PRODUCTS = ("aten::mm", "aten::bmm", f"{KERNELS}times", f"{KERNELS}grouped_times", *WEIGHT_PRODUCTS)
+PRODUCTS = ("aten::mm", "aten::bmm", f"{KERNELS}times", f"{KERNELS}grouped_", *WEIGHT_PRODUCTS)
 
 
 def trace(config: RunConfig) -> list[str]:

@@ -55,7 +55,7 @@ _METHODS = {
 _FUNCTIONS = {dropout: "dropout", gradient_squares: "optimizer"}
 _ACTIVATIONS = ("relu", "threshold", "gelu", "geglu", "mul", "clamp_min")
 """Operations inside the experts that are no products, nor of their making."""
-_PRODUCTS = ("times", "wide_times", "add_outer_", "add_grouped_", "grouped_times", "mm", "addmm", "matmul")
+_PRODUCTS = ("times", "wide_times", "add_outer_", "add_grouped_", "grouped_", "mm", "addmm", "matmul")
 """Operations of a dense network's hidden units, and of the losses with the head, that are products."""
 
 

@@ -67,53 +67,72 @@ void multiply_edge(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>
   }
 }
 
-// out[rows, width] = x[rows, depth] by the panels of `b`, row by row as far as the panels go, so that what comes out is
-// written in long stretches.
+// out[rows, width] = x[rows, depth] by the panels of `b`, of the rows of one tile: as far as the panels go, so that what
+// comes out is written in long stretches.
 template <typename E, typename C>
 void multiply_rows(int64_t rows, int64_t width, int64_t depth, const Matrix<E>& x, const Packed<E, kWide>& b, C* out,
                    int64_t out_row) {
-  constexpr int64_t R = kRows<E, kWide>;
   const int64_t whole = width / kWidth<E> * kWidth<E>;
-  for (int64_t m = 0; m < rows; m += R) {
-    multiply<E, kWide>(std::min(R, rows - m), whole, depth, x.rows_from(m), b, out + m * out_row, out_row, false);
-  }
+  multiply<E, kWide>(rows, whole, depth, x, b, out, out_row, false);
   if (whole == width) return;
   multiply_edge<E>(rows, width - whole, depth, x, {b.panel(whole), b.rows}, [&](int64_t m, int64_t n, sum_t<E> sum) {
     out[m * out_row + whole + n] = narrow<C>(sum);
   });
 }
 
-// Panels that are packed at a time for a product of this depth, and the room for them.
-template <typename E>
+// Panels that are packed at a time of each of S matrices of this depth, and the room for all.
+template <typename E, size_t S>
 int64_t panels_of(int64_t depth) {
-  return std::max<int64_t>(1, kPacked / kWidth<E> / std::max<int64_t>(1, operands<E>(depth)));
+  return std::max<int64_t>(1, kPacked / S / kWidth<E> / std::max<int64_t>(1, operands<E>(depth)));
 }
 
-template <typename E>
+template <typename E, size_t S>
 int64_t room_of(int64_t depth) {
-  return panels_of<E>(depth) * kWidth<E> * operands<E>(depth);
+  return S * panels_of<E, S>(depth) * kWidth<E> * operands<E>(depth);
 }
 
-// out[N, M] = x[N, K] weight[K, M], rounded where out is narrower than float32. Rows of x are whole operands.
-template <typename T, typename C, typename E = operand_t<T>>
-void multiply_matrices(const at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, Rooms<E>& rooms) {
-  if (out.numel() == 0) return;
-  const int64_t rows = x.size(0), depth = x.size(1), width = weight.size(1), steps = operands<E>(depth);
+template <size_t S>
+using Tensors = std::array<at::Tensor, S>;
+
+// out[N, M] = x[N, K] weight[K, M], rounded where out is narrower than float32, for each of some matrices that x is
+// multiplied with at once. Rows of x are whole operands. finish(row, columns) gets the places in all of the outs, whose rows
+// are as far apart, where columns of a row have just come out.
+template <typename T, typename C, size_t S, typename Finish, typename E = operand_t<T>>
+void multiply_matrices(const Tensors<S>& outs, const at::Tensor& x, const Tensors<S>& weights, Rooms<E>& rooms,
+                       Finish finish) {
+  if (outs[0].numel() == 0) return;
+  const int64_t rows = x.size(0), depth = x.size(1), width = weights[0].size(1), steps = operands<E>(depth);
   const Matrix<E> left{static_cast<const E*>(x.const_data_ptr()), x.stride(0) / kNumbers<E>, 1};
-  const Numbers<T> right(weight);
-  C* to = out.mutable_data_ptr<C>();
-  const int64_t to_row = out.stride(0), threads = at::get_num_threads(), panels = parts(width, kWidth<E>);
-  const int64_t across = std::max(parts(panels, panels_of<E>(depth)), std::min(panels, threads));
+  const int64_t to_row = outs[0].stride(0);
+  std::array<C*, S> first;
+  for (size_t s = 0; s < S; ++s) first[s] = outs[s].template mutable_data_ptr<C>();
+  const int64_t threads = at::get_num_threads(), panels = parts(width, kWidth<E>);
+  const int64_t across = std::max(parts(panels, panels_of<E, S>(depth)), std::min(panels, threads));
   const int64_t down = std::clamp<int64_t>(threads / across, 1, parts(rows, kWidth<E>));
   const int64_t columns = parts(panels, across) * kWidth<E>, band = parts(rows, down);
   at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
     E* packed = rooms.mine();
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t m = block / across * band, n = block % across * columns;
-      const int64_t some = std::min(columns, width - n), count = std::min(band, rows - m);
-      if (some <= 0 || count <= 0) continue;
-      pack_columns(right, depth, n, some, packed);
-      multiply_rows<E>(count, some, depth, left.rows_from(m), {packed, steps}, to + m * to_row + n, to_row);
+      const int64_t n = block % across * columns, some = std::min(columns, width - n);
+      const int64_t last = std::min(rows, (block / across + 1) * band);
+      if (some <= 0) continue;
+      std::array<Packed<E, kWide>, S> right;
+      for (size_t s = 0; s < S; ++s) {
+        right[s] = {packed + s * columns * steps, steps};
+        pack_columns(Numbers<T>(weights[s]), depth, n, some, packed + s * columns * steps);
+      }
+      for (int64_t m = block / across * band; m < last; m += kRows<E, kWide>) {
+        const int64_t few = std::min<int64_t>(kRows<E, kWide>, last - m);
+        std::array<C*, S> to;
+        for (size_t s = 0; s < S; ++s) {
+          to[s] = first[s] + m * to_row + n;
+          multiply_rows<E>(few, some, depth, left.rows_from(m), right[s], to[s], to_row);
+        }
+        for (int64_t i = 0; i < few; ++i) {
+          finish(to, some);
+          for (C*& row : to) row += to_row;
+        }
+      }
     }
   });
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common.h"
+#include "geglu.h"
 #include "matrix_products.h"
 
 namespace megaswitch {
@@ -52,31 +53,57 @@ void check(const Tensor& rows, const Tensor& cols, at::IntArrayRef counts, int64
   TORCH_CHECK(static_cast<int64_t>(counts.size()) == experts, "there are ", experts, " experts");
 }
 
-// Some rows of x by each of the matrices; C is what comes out in.
-template <typename T, typename C>
-void multiply_each(const Tensor& out, const Tensor& x_in, const Tensor& weights_in, at::IntArrayRef counts) {
-  const auto [x, weights] = laid_out<T>(x_in, weights_in);
-  Rooms<operand_t<T>> rooms(room_of<operand_t<T>>(x.size(1)));
+// Some rows of x by each of the matrices; C is what comes out in. `finish`: see `multiply_matrices`.
+template <typename T, typename C, size_t S, typename Finish>
+void multiply_each(const Tensors<S>& outs, const Tensor& x_in, const Tensors<S>& weights_in, at::IntArrayRef counts,
+                   Finish finish) {
+  using E = operand_t<T>;
+  Tensors<S> weights;
+  Tensor x;
+  for (size_t s = 0; s < S; ++s) std::tie(x, weights[s]) = laid_out<T>(x_in, weights_in[s]);
+  Rooms<E> rooms(room_of<E, S>(x.size(1)));
   int64_t first = 0;
   for (const int64_t e : c10::irange(counts.size())) {
-    const Tensor to = out.narrow(0, first, counts[e]), from = x.narrow(0, first, counts[e]);
-    multiply_matrices<T, C>(to, from, weights.select(0, e), rooms);
+    Tensors<S> to, by;
+    for (size_t s = 0; s < S; ++s) to[s] = outs[s].narrow(0, first, counts[e]), by[s] = weights[s].select(0, e);
+    multiply_matrices<T, C, S>(to, x.narrow(0, first, counts[e]), by, rooms, finish);
     first += counts[e];
   }
+}
+
+constexpr auto kAsItIs = [](const auto&, int64_t) {};
+
+Tensor empty_product(const Tensor& x, const Tensor& weights) {
+  return at::empty({x.size(0), weights.size(2)}, x.options());
+}
+
+void torchs_grouped_times(const Tensor& out, const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
+  int64_t first = 0;
+  for (const int64_t e : c10::irange(counts.size())) {
+    Tensor to = out.narrow(0, first, counts[e]);
+    at::mm_out(to, x.narrow(0, first, counts[e]), weights.select(0, e));
+    first += counts[e];
+  }
+}
+
+Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
+  check(x, weights);
+  check(x, x, counts, weights.size(0));
+  Tensor out = empty_product(x, weights);
+  const bool done = ours(x.scalar_type(), false, [&](auto number) {
+    using T = decltype(number);
+    multiply_each<T, T, 1>({out}, x, {weights}, counts, kAsItIs);
+  });
+  if (!done) torchs_grouped_times(out, x, weights, counts);
+  return out;
 }
 
 Tensor times(const Tensor& x, const Tensor& weight) {
   check(x, weight);
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(1);
-  Tensor out = at::empty(shape, x.options()), to = out.flatten(0, -2);
   const Tensor rows = x.flatten(0, -2);
-  const bool done = ours(x.scalar_type(), false, [&](auto number) {
-    using T = decltype(number);
-    multiply_each<T, T>(to, rows, weight.unsqueeze(0), {rows.size(0)});
-  });
-  if (!done) at::mm_out(to, rows, weight);
-  return out;
+  return grouped_times(rows, weight.unsqueeze(0), {rows.size(0)}).view(shape);
 }
 
 // In at least float32.
@@ -85,26 +112,57 @@ Tensor wide_times(const Tensor& x, const Tensor& weight) {
   const auto wide = c10::promoteTypes(x.scalar_type(), at::kFloat);
   Tensor out = at::empty({x.size(0), weight.size(1)}, x.options().dtype(wide));
   const bool done = ours(x.scalar_type(), true, [&](auto number) {
-    multiply_each<decltype(number), float>(out, x, weight.unsqueeze(0), {x.size(0)});
+    multiply_each<decltype(number), float, 1>({out}, x, {weight.unsqueeze(0)}, {x.size(0)}, kAsItIs);
   });
   if (!done) at::mm_out(out, x.to(wide), weight.to(wide));
   return out;
 }
 
-Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
+// max(x W, 0). What is not a number stays.
+Tensor grouped_relu(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
   check(x, weights);
   check(x, x, counts, weights.size(0));
-  Tensor out = at::empty({x.size(0), weights.size(2)}, x.options());
+  Tensor out = empty_product(x, weights);
   const bool done = ours(x.scalar_type(), false, [&](auto number) {
     using T = decltype(number);
-    multiply_each<T, T>(out, x, weights, counts);
+    multiply_each<T, T, 1>({out}, x, {weights}, counts, [](const std::array<T*, 1>& row, int64_t columns) {
+      using W = wide_t<T>;
+#pragma omp simd
+      for (int64_t n = 0; n < columns; ++n) row[0][n] = narrow<T>(W(row[0][n]) < W(0) ? W(0) : W(row[0][n]));
+    });
   });
-  int64_t first = 0;
-  for (int64_t e = 0; !done && e < weights.size(0); first += counts[e++]) {
-    Tensor to = out.narrow(0, first, counts[e]);
-    at::mm_out(to, x.narrow(0, first, counts[e]), weights.select(0, e));
+  if (!done) {
+    torchs_grouped_times(out, x, weights, counts);
+    out.clamp_min_(0);
   }
   return out;
+}
+
+// gelu(x gates) (x weights), and both products.
+std::tuple<Tensor, Tensor, Tensor> grouped_geglu(const Tensor& x, const Tensor& gates, const Tensor& weights,
+                                                 at::IntArrayRef counts) {
+  check(x, weights);
+  TORCH_CHECK(gates.sizes() == weights.sizes() && gates.scalar_type() == weights.scalar_type(),
+              "gates and weights are of one shape and type");
+  check(x, x, counts, weights.size(0));
+  Tensor hidden = empty_product(x, weights), of_gate = empty_product(x, weights), of_x = empty_product(x, weights);
+  const bool done = ours(x.scalar_type(), false, [&](auto number) {
+    using T = decltype(number);
+    T *start = of_x.data_ptr<T>(), *to = hidden.data_ptr<T>();
+    multiply_each<T, T, 2>({of_gate, of_x}, x, {gates, weights}, counts,
+                           [=](const std::array<T*, 2>& row, int64_t columns) {
+                             geglu_run<T>(row[0], row[1], to + (row[1] - start), columns);
+                           });
+  });
+  if (!done) {
+    torchs_grouped_times(of_gate, x, gates, counts);
+    torchs_grouped_times(of_x, x, weights, counts);
+    MEGASWITCH_DISPATCH(x.scalar_type(), "grouped_geglu", [&] {
+      geglu_run<scalar_t>(of_gate.data_ptr<scalar_t>(), of_x.data_ptr<scalar_t>(), hidden.data_ptr<scalar_t>(),
+                          hidden.numel());
+    });
+  }
+  return {hidden, of_gate, of_x};
 }
 
 // into += rows^T cols; torch rounds the product to their type before it is added to a wider one.
@@ -154,6 +212,8 @@ TORCH_LIBRARY_IMPL(megaswitch_cpp, CPU, m) {
   m.impl("wide_times", wide_times);
   m.impl("add_outer_", add_outer_);
   m.impl("grouped_times", grouped_times);
+  m.impl("grouped_relu", grouped_relu);
+  m.impl("grouped_geglu", grouped_geglu);
   m.impl("add_grouped_", add_grouped_);
 }
 

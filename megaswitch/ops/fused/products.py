@@ -4,6 +4,7 @@ N rows (sorted by expert where they have experts), I inputs, O outputs; E expert
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,35 +81,6 @@ def _add_grouped_(kernels: Any, into_EDF: Tensor, x_ND: Tensor, grad_NF: Tensor,
     kernels.add_grouped_(into_EDF, x_ND, grad_NF, counts)
 
 
-def _relu_times(kernels: Any, x: Tensor, weight: Tensor, counts: Sequence[int] | None) -> Tensor:
-    out: Tensor = kernels.times(x, weight) if counts is None else kernels.grouped_times(x, weight, counts)
-    return out.relu_()
-
-
-def _geglu_times(
-    kernels: Any, x: Tensor, gate: Tensor, weight: Tensor, counts: Sequence[int] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    if counts is None:
-        of_gate, of_x = kernels.times(x, gate), kernels.times(x, weight)
-    else:
-        of_gate, of_x = kernels.grouped_times(x, gate, counts), kernels.grouped_times(x, weight, counts)
-    return kernels.geglu(of_gate, of_x), of_gate, of_x
-
-
-def cpu_products(kernels: Any) -> Products:
-    """`ops.reference.products`'s by the kernels for a CPU: those that multiply, and passes of their own after them."""
-    return Products(
-        times=kernels.times,
-        wide_times=kernels.wide_times,
-        add_outer_=partial(_add_outer_, kernels),
-        grouped_times=kernels.grouped_times,
-        add_grouped_=partial(_add_grouped_, kernels),
-        relu_times=partial(_relu_times, kernels),
-        geglu_times=partial(_geglu_times, kernels),
-        geglu_gradient_=kernels.geglu_gradient_,
-    )
-
-
 def _by_groups(
     x: Tensor, counts: Sequence[int] | None, *weights: Tensor
 ) -> tuple[Tensor, Sequence[int], Sequence[Tensor]]:
@@ -133,9 +105,8 @@ def _geglu_in_product(
     return tuple(out.view(*x.shape[:-1], weight.shape[-1]) for out in outs)
 
 
-def gpu_products(kernels: Any) -> Products:
-    """`ops.reference.products`'s by the kernels for a GPU, which have activations in the product; of one matrix without
-    an activation they are torch's."""
+def _in_products(kernels: Any) -> Products:
+    """Those of experts, and those with an activation, which is in the product."""
     return Products(
         grouped_times=kernels.grouped_times,
         add_grouped_=partial(_add_grouped_, kernels),
@@ -143,3 +114,14 @@ def gpu_products(kernels: Any) -> Products:
         geglu_times=partial(_geglu_in_product, kernels),
         geglu_gradient_=kernels.geglu_gradient_,
     )
+
+
+def cpu_products(kernels: Any) -> Products:
+    """`ops.reference.products`'s by the kernels for a CPU."""
+    of_one = {"times": kernels.times, "wide_times": kernels.wide_times, "add_outer_": partial(_add_outer_, kernels)}
+    return replace(_in_products(kernels), **of_one)
+
+
+def gpu_products(kernels: Any) -> Products:
+    """`ops.reference.products`'s by the kernels for a GPU; of one matrix without an activation they are torch's."""
+    return _in_products(kernels)

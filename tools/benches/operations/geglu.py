@@ -1,44 +1,52 @@
-"""GEGLU of two products, and its gradients, without the products; ours are in their place, where they are put first.
+"""Both products of gated hidden units with GEGLU of them; weights' gradients are added up in kept memory.
 
-N tokens, F features.
+N tokens, D width, F hidden width.
 """
 
-import torch
+from collections.abc import Callable
 
-from benches.operations.case import COMPILED, Case, Size, forward_backward, normal
-from benches.timing import Work
-from megaswitch.ops.cpp.load import cpp_kernels
+import torch
+from torch import Tensor
+
+from benches.operations.case import COMPILED, Case, Size, Work, normal
+from megaswitch.layers.weight_work import WeightWork, hidden_units
 from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference.activation import geglu
 
 
 def cases(size: Size) -> list[Case]:
     """4,096 tokens with 2,048 hidden units."""
-    N, width = size.of(4096, 16), size.of(2048, 32)
-    gate, x = normal(N, width, dtype=size.dtype), normal(N, width, dtype=size.dtype, scale=0.5)
+    N, D, width = size.of(4096, 16), size.of(512, 32), size.of(2048, 64)
+    x_ND, grad_NF = normal(N, D, dtype=size.dtype), normal(N, width, dtype=size.dtype).detach()
+    gate_DF, wi_DF = (normal(D, width, dtype=size.dtype, scale=D**-0.5) for _ in range(2))
 
     def ours(ops: Ops) -> Work:
-        forward = geglu if ops.name == "reference" else cpp_kernels().geglu
-        parts, grad = (gate.detach(), x.detach()), torch.ones_like(x).detach()
-        places = [torch.empty_like(part) for part in parts]
+        work = WeightWork(ops.products, eager=True)
+        for weight in (gate_DF, wi_DF):
+            weight.main_grad = torch.zeros_like(weight, dtype=torch.float32)  # type: ignore[attr-defined]
 
         def once() -> None:
-            for place, part in zip(places, parts, strict=True):
-                place.copy_(part)
-            forward(places[0], places[1])
-            ops.products.geglu_gradient_(places[0], places[1], grad)
+            hidden_units(x_ND, wi_DF, gate_DF, work).backward(grad_NF)
+            x_ND.grad = None
+
+        return once
+
+    def plain(x: Tensor, gate: Tensor, wi: Tensor) -> Tensor:
+        return geglu(x @ gate, x @ wi)
+
+    def library(forward: Callable[..., Tensor]) -> Work:
+        def once() -> None:
+            torch.autograd.grad(forward(x_ND, gate_DF, wi_DF), [x_ND, gate_DF, wi_DF], grad_NF)
 
         return once
 
     return [
         Case(
-            f"GEGLU {N}x{width}",
+            f"gated units {N}x{D}x{width}",
             ours,
             ("products",),
-            {
-                "F.gelu": lambda: forward_backward(geglu, [gate, x]),
-                COMPILED: lambda: forward_backward(torch.compile(geglu), [gate, x]),
-            },
-            bytes=8.0 * N * width * size.dtype.itemsize,
+            {"F.gelu": lambda: library(plain), COMPILED: lambda: library(torch.compile(plain))},
+            flops=3 * 4.0 * N * D * width,
+            bytes=3 * 2.0 * 2 * D * width * size.dtype.itemsize,
         )
     ]
