@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "exponential.h"
+#include "packing.h"
 #include "product.h"
 #include "random.h"
 

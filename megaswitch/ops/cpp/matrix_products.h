@@ -7,6 +7,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "packing.h"
 #include "product.h"
 
 namespace megaswitch {

@@ -26,7 +26,9 @@ template <typename Work>
 bool ours(at::ScalarType type, bool wide, Work work) {
 #ifdef CPU_CAPABILITY_AVX512
   if (type == at::kFloat) return work(float()), true;
-  if (MEGASWITCH_PAIRS && type == at::kBFloat16 && (wide || !kTiles)) return work(at::BFloat16()), true;
+#endif
+#if MEGASWITCH_PAIRS
+  if (type == at::kBFloat16 && (wide || !kTiles)) return work(at::BFloat16()), true;
 #endif
   return false;
 }
