@@ -81,15 +81,15 @@ void multiply_rows(int64_t rows, int64_t width, int64_t depth, const Matrix<E>& 
   });
 }
 
-// Panels that are packed at a time of each of S matrices of this depth, and the room for all.
+// Panels that are packed at a time of each of S matrices of this depth, and the room for those of so many columns.
 template <typename E, size_t S>
 int64_t panels_of(int64_t depth) {
   return std::max<int64_t>(1, kPacked / S / kWidth<E> / std::max<int64_t>(1, operands<E>(depth)));
 }
 
 template <typename E, size_t S>
-int64_t room_of(int64_t depth) {
-  return S * panels_of<E, S>(depth) * kWidth<E> * operands<E>(depth);
+int64_t room_of(int64_t depth, int64_t width) {
+  return S * std::min(panels_of<E, S>(depth), parts(width, kWidth<E>)) * kWidth<E> * operands<E>(depth);
 }
 
 template <size_t S>
@@ -179,10 +179,20 @@ void add_block(const Gradient<T>& g, int64_t i, int64_t height, int64_t o, int64
   }
 }
 
+// Rows of a gradient, and operands along its depth, that are packed at a time, and the room for them and a panel.
 template <typename E>
-int64_t gradient_room() {
-  const int64_t columns = kGradientRows + kWidth<E>;
-  return columns * kGradientSteps;
+int64_t gradient_rows(int64_t height) {
+  return std::min(kGradientRows, parts(height, kWidth<E>) * kWidth<E>);
+}
+
+template <typename E>
+int64_t gradient_steps(int64_t depth) {
+  return std::min(kGradientSteps, operands<E>(depth));
+}
+
+template <typename E>
+int64_t gradient_room(int64_t height, int64_t depth) {
+  return (gradient_rows<E>(height) + kWidth<E>) * gradient_steps<E>(depth);
 }
 
 // into[I, O] += rows[N, I]^T cols[N, O]. Threads share the gradient's rows, and its columns where there are fewer panels
@@ -199,7 +209,7 @@ void add_matrices(const at::Tensor& into, const at::Tensor& rows, const at::Tens
   const int64_t band = parts(high, down) * kWidth<E>, columns = parts(wide, across) * kWidth<E>;
   at::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
     E* left = rooms.mine();
-    E* right = left + kGradientRows * kGradientSteps;
+    E* right = left + gradient_rows<E>(height) * gradient_steps<E>(g.depth);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t i = block / across * band, o = block % across * columns;
       if (i < height) add_block<T>(g, i, std::min(band, height - i), o, std::min(width, o + columns), left, right);

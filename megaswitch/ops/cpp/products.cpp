@@ -63,7 +63,7 @@ void multiply_each(const Tensors<S>& outs, const Tensor& x_in, const Tensors<S>&
   Tensors<S> weights;
   Tensor x;
   for (size_t s = 0; s < S; ++s) std::tie(x, weights[s]) = laid_out<T>(x_in, weights_in[s]);
-  Rooms<E> rooms(room_of<E, S>(x.size(1)));
+  Rooms<E> rooms(room_of<E, S>(x.size(1), weights[0].size(2)));
   int64_t first = 0;
   for (const int64_t e : c10::irange(counts.size())) {
     Tensors<S> to, by;
@@ -189,7 +189,7 @@ void add_each(const Tensor& into, const Tensor& rows, const Tensor& cols, at::In
   const bool fits = into.scalar_type() == at::kFloat && into.stride(-1) == 1;
   const bool done = fits && ours(rows.scalar_type(), false, [&](auto number) {
     using T = decltype(number);
-    Rooms<operand_t<T>> rooms(gradient_room<operand_t<T>>());
+    Rooms<operand_t<T>> rooms(gradient_room<operand_t<T>>(into.size(1), rows.size(0)));
     each([&](const Tensor& to, const Tensor& x, const Tensor& y) {
       add_matrices<T>(to, x.contiguous(), y.contiguous(), rooms);
     });
