@@ -112,12 +112,12 @@ Tensor times(const Tensor& x, const Tensor& weight) {
 Tensor wide_times(const Tensor& x, const Tensor& weight) {
   check(x, weight);
   const auto wide = c10::promoteTypes(x.scalar_type(), at::kFloat);
-  Tensor out = at::empty({x.size(0), weight.size(1)}, x.options().dtype(wide));
+  Tensor out;
   const bool done = ours(x.scalar_type(), true, [&](auto number) {
+    out = at::empty({x.size(0), weight.size(1)}, x.options().dtype(wide));
     multiply_each<decltype(number), float, 1>({out}, x, {weight.unsqueeze(0)}, {x.size(0)}, kAsItIs);
   });
-  if (!done) at::mm_out(out, x.to(wide), weight.to(wide));
-  return out;
+  return done ? out : times(x.to(wide), weight.to(wide));
 }
 
 // max(x W, 0). What is not a number stays.

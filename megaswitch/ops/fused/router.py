@@ -1,8 +1,8 @@
 """Routing in one pass over the logits forward and one backward; no probabilities but the gates are kept.
 
 Two things that routers do are not of this pass. Jitter multiplies the input of the product that the logits come from.
-And places in the queues of experts are known only when the choices are: after each algorithm's rule of which are wanted,
-and, where a group's tokens lie on several ranks, theirs too.
+And places in the queues of experts are known only when all choices are: after each algorithm's rule of which are
+wanted, and, where a group's tokens lie on several ranks, theirs too.
 
 T tokens, G groups of tokens, E experts, K choices a token.
 """
