@@ -46,8 +46,8 @@ class Ops:
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient: the losses' gradient, in the logits' place where they are given as that.
-        route: softmax, choices and gates, and sums of probabilities for the auxiliary losses.
-        queue: positions in the queues of experts.
+        route: softmax, choices, gates, places in queues, and sums of probabilities for the auxiliary losses.
+        queue: positions in the queues of experts, of choices that are known otherwise.
         count_choices: tokens of each expert.
         lane_order: the order of tokens by expert.
         permute: rows of tokens in that order.
@@ -69,7 +69,7 @@ class Ops:
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None] = cross_entropy_gradient
-    route: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, int], Routed] = route
+    route: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, bool, int], Routed] = route
     queue: Callable[[Tensor, int], Queues] = queue
     count_choices: Callable[[Tensor, int], Tensor] = count_choices
     lane_order: Callable[[Tensor, int], Order] = lane_order

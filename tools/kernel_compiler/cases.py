@@ -70,7 +70,7 @@ def _routing() -> Iterator[tuple[str, Callable[[], object]]]:
     for experts in (128, 2048):
         logits = on_paper(N, experts)
         for choices in (1, 2):
-            yield _case("route_forward", logits, logits, group, real, 2, choices)
+            yield _case("route_forward", logits, logits, group, real, 2, True, choices)
             chosen, gate = on_paper(N, choices, dtype=torch.int64), on_paper(N, choices)
             grads = (gate, one, on_paper(2, experts))
             yield _case("route_backward", logits, chosen, gate, one, one, group, real, *grads)

@@ -8,16 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megaswitch.ops.reference.router import Queued
+
 UNROUTED = -1
 
 
 class Places(NamedTuple):
     """Where tokens belong: `group_T`, the routing group of each (int64, 0 to `num_groups` - 1); `real_T`, whether it is
-    routed."""
+    routed; `whole`: whether no other rank has tokens of these groups."""
 
     group_T: Tensor
     real_T: Tensor
     num_groups: int
+    whole: bool = True
 
 
 class Balance(NamedTuple):
@@ -44,7 +47,8 @@ class Choice(NamedTuple):
     and counted by the balance loss, without being wanted); `gate_TK` multiplies the expert's output;
     `priority_T` orders tokens for slots where order is not by position; `exclusive` says that a token is served
     by its first choice that has a slot; `log_z_T` is the log sum exp of the router's logits, `entropy_T` that of its
-    probabilities (without gradient).
+    probabilities (without gradient); `queued` are the places of first choices, all of them wanted, where groups are
+    whole.
     """
 
     index_TK: Tensor
@@ -52,6 +56,7 @@ class Choice(NamedTuple):
     gate_TK: Tensor
     log_z_T: Tensor
     entropy_T: Tensor
+    queued: Queued | None = None
     balance: tuple[Balance, ...] = ()
     smooth: Smooth | None = None
     priority_T: Tensor | None = None

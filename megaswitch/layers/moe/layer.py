@@ -32,8 +32,11 @@ from megaswitch.layers.moe.plan import make_plan
 from megaswitch.layers.moe.router import Router, router_specs
 from megaswitch.layers.moe.statistics import Tokens, aux_loss, statistics, z_loss
 from megaswitch.model.config import ModelConfig, Stack
+from megaswitch.ops.ops import Ops
 from megaswitch.ops.reference.permute import weigh
 from megaswitch.ops.reference.random import fold
+from megaswitch.ops.reference.router import Queued
+from megaswitch.ops.reference.routing import Queues
 from megaswitch.params.spec import ParamSpec
 from megaswitch.topology.topology import Topology
 
@@ -68,6 +71,13 @@ class _Losses(NamedTuple):
 
     attached: list[tuple[Tensor, float]]
     numbers: Tensor
+
+
+def queues(queued: Queued | None, code_GSK: Tensor, experts: int, ops: Ops) -> tuple[Queues | None, Tensor]:
+    """First choices' queues, where the router's pass gave them, and how many tokens name each expert [G, K, E]."""
+    if queued is None:
+        return None, ops.count_choices(named_index(code_GSK), experts)
+    return Queues(queued.place_T.view(code_GSK.shape[:2]), queued.count_GKE[:, 0]), queued.count_GKE
 
 
 class SwitchLayer(nn.Module):
@@ -111,7 +121,8 @@ class SwitchLayer(nn.Module):
         batch, length = routed_Bl.shape
         size = self._group_size(batch)
         group_B = torch.arange(batch, device=routed_Bl.device) // size
-        return Places(group_B.repeat_interleave(length), routed_Bl.flatten(), batch // size)
+        whole = self.topology.tp.size == 1
+        return Places(group_B.repeat_interleave(length), routed_Bl.flatten(), batch // size, whole)
 
     def _decide(self, choice: Choice, routed_Bl: Tensor, places: Places, ctx: Context) -> _Decided:
         """Gather the choices over tp, plan whole groups, and cut out this rank's part."""
@@ -123,15 +134,16 @@ class SwitchLayer(nn.Module):
         size = self._group_size(batch)
         code_GSK = code_BLK.reshape(batch // size, size * length, choices)
         capacity = self._capacity(size, ctx)
+        first, count_GKE = queues(choice.queued, code_GSK, experts, ctx.ops)
         plan = make_plan(
             wanted_index(code_GSK),
             experts,
             capacity,
             priority_GS=self._priorities(choice, routed_Bl, code_GSK.shape[:2]),
             exclusive=choice.exclusive,
+            first=first,
             ops=ctx.ops,
         )
-        count_GKE = ctx.ops.count_choices(named_index(code_GSK), experts)
         tokens = Tokens(places.group_T, places.real_T, count_GKE)
         kept_BlK = own_part(plan.kept_GSK.view(batch, length, choices), tp, 1)
         slots = None if capacity is None else capacity * (batch // size)

@@ -27,12 +27,14 @@ def make_plan(
     *,
     priority_GS: Tensor | None = None,
     exclusive: bool = False,
+    first: Queues | None = None,
     ops: Ops = BY_DEFINITION,
 ) -> Plan:
     """The plan for tokens that want `index_GSK` (-1: nothing); no capacity keeps them all.
 
     Later choices queue behind the served earlier ones. With `exclusive` a token that is served takes no further
     part. Tokens come in their order, or with `priority_GS` in falling order of it (batch-prioritised routing).
+    `first`: the queues of first choices, where they are known.
     """
     filled_GE = index_GSK.new_zeros(index_GSK.shape[0], num_experts)
     served_GS = torch.zeros_like(index_GSK[..., 0], dtype=torch.bool)
@@ -41,7 +43,10 @@ def make_plan(
         index_GS = index_GSK[..., round_]
         if exclusive and round_ > 0:
             index_GS = index_GS.masked_fill(served_GS, -1)
-        place_GS, count_GE = _queue(index_GS, num_experts, priority_GS, ops)
+        if first is not None and round_ == 0 and priority_GS is None:
+            place_GS, count_GE = first
+        else:
+            place_GS, count_GE = _queue(index_GS, num_experts, priority_GS, ops)
         if round_ > 0:
             place_GS = place_GS + filled_GE.gather(1, index_GS.clamp(min=0))
         kept_GS = index_GS >= 0

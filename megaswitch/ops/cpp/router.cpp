@@ -1,4 +1,4 @@
-// Routing in one pass over the logits. T tokens, G groups, E experts, K choices.
+// Routing in one pass over the tokens' logits. T tokens, G groups, E experts, K choices.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -137,11 +137,41 @@ void check(const Tensor& logits, const Tensor& group, const Tensor& real) {
   TORCH_CHECK(real.scalar_type() == at::kBool && real.numel() == logits.size(0), "real: one bool a token");
 }
 
+// Choices of a run's tokens, counted: [choices, experts] of each run, and each real token's place among those before it
+// in its run with the same first choice.
+class Queues {
+ public:
+  Queues(int64_t runs, int64_t choices, int64_t width)
+      : choices_(choices), width_(width), counts_(runs * choices * width, 0) {}
+
+  // The token's place in its run.
+  int64_t add(int64_t run, const int64_t* index) {
+    int64_t* count = counts_.data() + run * choices_ * width_;
+    const int64_t place = count[index[0]];
+    for (int64_t k = 0; k < choices_; ++k) ++count[k * width_ + index[k]];
+    return place;
+  }
+
+  // Adds what came before in the group to the run's places, and the run's counts to the group's [choices, experts].
+  void settle(int64_t run, const Run& tokens, const bool* real, const int64_t* index, int64_t* place, int64_t* group) {
+    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+      if (real[t]) place[t] += group[index[t * choices_]];
+    }
+    const int64_t* count = counts_.data() + run * choices_ * width_;
+    for (int64_t i = 0; i < choices_ * width_; ++i) group[i] += count[i];
+  }
+
+ private:
+  int64_t choices_, width_;
+  std::vector<int64_t> counts_;
+};
+
 // indices, gates, log sum exp, entropy, sums of probabilities over the real tokens of each group (in an order that does
-// not depend on the number of threads), greatest logit, 1 / sum exp(logit - greatest)
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+// not depend on the number of threads); where groups are whole, places in the queues of first choices and how many
+// tokens name each expert [groups, choices, experts]; greatest logit, 1 / sum exp(logit - greatest)
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& logits_in, const std::optional<Tensor>& noise_in, const Tensor& group_in, const Tensor& real_in,
-    int64_t groups, int64_t choices) {
+    int64_t groups, bool whole, int64_t choices) {
   const Tensor logits = logits_in.contiguous(), group = group_in.contiguous(), real = real_in.contiguous();
   check(logits, group, real);
   const Tensor noise = noise_in ? noise_in->contiguous() : Tensor();
@@ -152,17 +182,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   Tensor gate = at::empty({tokens, choices}, options), log_z = at::empty({tokens}, options),
          entropy = at::empty({tokens}, options), greatest = at::empty({tokens}, options),
          inverse = at::empty({tokens}, options);
+  Tensor place = at::zeros({whole ? tokens : 0}, index.options()),
+         count = at::zeros({whole ? groups : 0, choices, width}, index.options());
   AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_forward", [&] {
     using W = scalar_t;
     const W *lp = logits.const_data_ptr<W>(), *np = noise_in ? noise.const_data_ptr<W>() : nullptr;
     const bool* rp = real.const_data_ptr<bool>();
-    int64_t* ip = index.data_ptr<int64_t>();
+    int64_t *ip = index.data_ptr<int64_t>(), *place_p = place.data_ptr<int64_t>();
     W *gp = gate.data_ptr<W>(), *zp = log_z.data_ptr<W>(), *ep = entropy.data_ptr<W>(), *mp = greatest.data_ptr<W>(),
       *vp = inverse.data_ptr<W>(), *sp = sums.data_ptr<W>();
     const std::vector<Run> runs = runs_of(group.const_data_ptr<int64_t>(), tokens);
     std::vector<W> parts(runs.size() * width, W(0));
+    Queues queues(whole ? runs.size() : 0, choices, width);
     with_choices(choices, [&](auto K) {
-      at::parallel_for(0, runs.size(), grain(width * kBlock), [=, &runs, &parts](int64_t begin, int64_t end) {
+      at::parallel_for(0, runs.size(), grain(width * kBlock), [=, &runs, &parts, &queues](int64_t begin, int64_t end) {
         std::vector<W> powers(width), left(width);
         for (int64_t r = begin; r < end; ++r) {
           W* part = parts.data() + r * width;
@@ -172,6 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
                 route_row(lp + t * width, noise_row, left.data(), powers.data(), width, ip + t * K, gp + t * K, K);
             zp[t] = row.log_z, ep[t] = row.entropy, mp[t] = row.greatest, vp[t] = row.inverse;
             if (rp[t]) add_row(powers.data(), row.inverse, part, width);
+            if (rp[t] && whole) place_p[t] = queues.add(r, ip + t * K);
           }
         }
       });
@@ -179,9 +213,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     for (size_t r = 0; r < runs.size(); ++r) {
       W* sum = sp + runs[r].group * width;
       for (int64_t e = 0; e < width; ++e) sum[e] += parts[r * width + e];
+      int64_t* named = count.data_ptr<int64_t>() + runs[r].group * choices * width;
+      if (whole) queues.settle(r, runs[r], rp, ip, place_p, named);
     }
   });
-  return {index, gate, log_z, entropy, sums, greatest, inverse};
+  return {index, gate, log_z, entropy, sums, place, count, greatest, inverse};
 }
 
 // gradient of the logits from those of gates, log sum exp and the groups' sums

@@ -1,8 +1,7 @@
 """Routing in one pass over the logits forward and one backward; no probabilities but the gates are kept.
 
-Two things that routers do are not of this pass. Jitter multiplies the input of the product that the logits come from.
-And places in the queues of experts are known only when all choices are: after each algorithm's rule of which are
-wanted, and, where a group's tokens lie on several ranks, theirs too.
+Jitter is not of this pass: it multiplies the input of the product that the logits come from. Nor are places in queues
+where a group's tokens lie on several ranks, whose choices have to be known first.
 
 T tokens, G groups of tokens, E experts, K choices a token.
 """
@@ -14,17 +13,19 @@ from torch import Tensor
 
 from megaswitch.ops.library import Kernel
 from megaswitch.ops.reference import router as reference
-from megaswitch.ops.reference.router import Routed
+from megaswitch.ops.reference.router import Queued, Routed
 from megaswitch.utils.precision import at_least_float32
 
 
 def _forward_shapes(
-    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, choices: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, whole: bool, choices: int
+) -> tuple[Tensor, ...]:
     tokens, experts = logits.shape
     index, gate = (like.new_empty(tokens, choices) for like in (group, logits))
     log_z, entropy, greatest, inverse = (logits.new_empty(tokens) for _ in range(4))
-    return index, gate, log_z, entropy, logits.new_empty(num_groups, experts), greatest, inverse
+    place = group.new_empty(tokens if whole else 0)
+    count = group.new_empty(num_groups if whole else 0, choices, experts)
+    return index, gate, log_z, entropy, logits.new_empty(num_groups, experts), place, count, greatest, inverse
 
 
 def _backward_shapes(logits: Tensor, *_: Tensor) -> Tensor:
@@ -34,8 +35,8 @@ def _backward_shapes(logits: Tensor, *_: Tensor) -> Tensor:
 KERNELS = (
     Kernel(
         "route_forward",
-        "(Tensor logits, Tensor? noise, Tensor group, Tensor real, int num_groups, int choices)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "(Tensor logits, Tensor? noise, Tensor group, Tensor real, int num_groups, bool whole, int choices)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _forward_shapes,
     ),
     Kernel(
@@ -56,23 +57,24 @@ class _Route(torch.autograd.Function):
         group_T: Tensor,
         real_T: Tensor,
         num_groups: int,
+        whole: bool,
         choices: int,
         kernels: Any,
     ) -> tuple[Tensor, ...]:
         *routed, greatest_T, inverse_T = kernels.route_forward(
-            logits_TE, noise_TE, group_T, real_T, num_groups, choices
+            logits_TE, noise_TE, group_T, real_T, num_groups, whole, choices
         )
-        index_TK, gate_TK, _, entropy_T, _ = routed
+        index_TK, gate_TK, _, entropy_T, _, place_T, count_GKE = routed
         ctx.save_for_backward(logits_TE, index_TK, gate_TK, greatest_T, inverse_T, group_T, real_T)
         ctx.kernels = kernels
-        ctx.mark_non_differentiable(index_TK, entropy_T)
+        ctx.mark_non_differentiable(index_TK, entropy_T, place_T, count_GKE)
         return tuple(routed)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        _, grad_gate, grad_log_z, _, grad_probs = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None, None, None]:
+        _, grad_gate, grad_log_z, _, grad_probs, _, _ = grads
         d_TE = ctx.kernels.route_backward(*ctx.saved_tensors, grad_gate, grad_log_z, grad_probs)
-        return d_TE, None, None, None, None, None, None
+        return d_TE, None, None, None, None, None, None, None
 
 
 def route(
@@ -82,12 +84,14 @@ def route(
     group_T: Tensor,
     real_T: Tensor,
     num_groups: int,
+    whole: bool,
     choices: int,
 ) -> Routed:
     """`ops.reference.router.route` by these kernels, and itself for logits narrower than float32."""
     if logits_TE.dtype != at_least_float32(logits_TE.dtype):
-        return reference.route(logits_TE, noise_TE, group_T, real_T, num_groups, choices)
+        return reference.route(logits_TE, noise_TE, group_T, real_T, num_groups, whole, choices)
     if noise_TE is not None:
         noise_TE = noise_TE.to(logits_TE.dtype)
-    given = (logits_TE, noise_TE, group_T, real_T, num_groups, choices)
-    return Routed(*_Route.apply(*given, kernels))  # type: ignore[no-untyped-call]
+    given = (logits_TE, noise_TE, group_T, real_T, num_groups, whole, choices)
+    index_TK, gate_TK, log_z_T, entropy_T, probs_GE, *queued = _Route.apply(*given, kernels)  # type: ignore[no-untyped-call]
+    return Routed(index_TK, gate_TK, log_z_T, entropy_T, probs_GE, Queued(*queued) if whole else None)

@@ -1,4 +1,4 @@
-"""Routing: softmax, choices, gates, and what the auxiliary losses need of the probabilities.
+"""Routing: softmax, choices, gates, places in queues, and what the auxiliary losses need of the probabilities.
 
 T tokens, G groups of tokens, E experts, K choices a token.
 """
@@ -8,17 +8,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megaswitch.ops.reference.routing import count_choices, queue
+
+
+class Queued(NamedTuple):
+    """`place_T`: of each real token among those of its group with the same first choice, in token order, from 0 (of
+    others 0); `count_GKE`: real tokens of each group that name each expert in each round. int64."""
+
+    place_T: Tensor
+    count_GKE: Tensor
+
 
 class Routed(NamedTuple):
     """`index_TK`: the experts of each token, best first, int64; `gate_TK`: their probabilities; `log_z_T`: log sum exp
     of the logits; `entropy_T` of all probabilities, without gradient; `probs_GE`: sums of these over the real tokens
-    of each group."""
+    of each group; `queued`: see there, None where it was not asked for."""
 
     index_TK: Tensor
     gate_TK: Tensor
     log_z_T: Tensor
     entropy_T: Tensor
     probs_GE: Tensor
+    queued: Queued | None
 
 
 @torch.no_grad()
@@ -40,11 +51,26 @@ def best(wanted_TE: Tensor, choices: int) -> Tensor:
     return torch.sort(wanted_TE, dim=-1, descending=True, stable=True).indices[:, :choices].contiguous()
 
 
+def _queued(index_TK: Tensor, group_T: Tensor, real_T: Tensor, num_groups: int, num_experts: int) -> Queued:
+    """As if each group had experts of its own."""
+    lanes = num_groups * num_experts
+    lane_TK = torch.where(real_T.unsqueeze(1), group_T.unsqueeze(1) * num_experts + index_TK, -1)
+    count_KGE = count_choices(lane_TK.unsqueeze(0), lanes).view(-1, num_groups, num_experts)
+    return Queued(queue(lane_TK[None, :, 0], lanes).position_GS[0], count_KGE.transpose(0, 1).contiguous())
+
+
 def route(
-    logits_TE: Tensor, noise_TE: Tensor | None, group_T: Tensor, real_T: Tensor, num_groups: int, choices: int
+    logits_TE: Tensor,
+    noise_TE: Tensor | None,
+    group_T: Tensor,
+    real_T: Tensor,
+    num_groups: int,
+    whole: bool,
+    choices: int,
 ) -> Routed:
     """The `choices` experts of greatest logit, the lowest first on ties, after adding `noise_TE` where it is given;
-    gates are their probabilities without noise, not renormalised. `real_T` says which tokens count in `probs_GE`."""
+    gates are their probabilities without noise, not renormalised. `real_T` says which tokens count in sums and queues;
+    these are asked for where groups are `whole`, with no tokens elsewhere."""
     probs_TE = torch.softmax(logits_TE, -1)
     wanted_TE = logits_TE if noise_TE is None else logits_TE + noise_TE.to(logits_TE.dtype)
     index_TK = best(wanted_TE.detach(), choices)
@@ -54,4 +80,5 @@ def route(
         torch.logsumexp(logits_TE, -1),
         entropy(probs_TE),
         group_sums(probs_TE, group_T, real_T, num_groups),
+        _queued(index_TK, group_T, real_T, num_groups, logits_TE.shape[1]) if whole else None,
     )

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megaswitch.ops.triton.routing import count_choices, queue
 from megaswitch.ops.triton.tune import block, tuned, wide
 
 _TOKENS = 128
@@ -95,8 +96,8 @@ def _backward(
 
 
 def route_forward(
-    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, choices: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor, noise: Tensor | None, group: Tensor, real: Tensor, num_groups: int, whole: bool, choices: int
+) -> tuple[Tensor, ...]:
     """See `ops/fused/router.py`."""
     logits, noise = logits.contiguous(), None if noise is None else noise.contiguous()
     group, real, (tokens, experts) = group.contiguous(), real.contiguous(), logits.shape
@@ -111,7 +112,19 @@ def route_forward(
         _group_sums[triton.cdiv(experts, width), programs, num_groups](
             logits, greatest, inverse, group, real, parts, tokens, experts, wide(logits.dtype), _TOKENS, _TILE, width
         )
-    return index, gate, log_z, entropy, parts.sum(1), greatest, inverse
+    place, count = _queued(index, group, real, num_groups if whole else 0, experts)
+    return index, gate, log_z, entropy, parts.sum(1), place, count, greatest, inverse
+
+
+def _queued(index: Tensor, group: Tensor, real: Tensor, groups: int, experts: int) -> tuple[Tensor, Tensor]:
+    """Places of first choices and counts of all, as if each group had experts of its own; nothing of no groups."""
+    if groups == 0:
+        return index.new_empty(0), index.new_empty(0, index.shape[1], experts)
+    lane = torch.where(real.unsqueeze(1), group.unsqueeze(1) * experts + index, -1).unsqueeze(0)
+    place, first = queue(lane[..., 0], groups * experts)
+    rest = count_choices(lane[..., 1:], groups * experts)
+    count = torch.cat((first.unsqueeze(1), rest), 1).view(-1, groups, experts)
+    return place.squeeze(0), count.transpose(0, 1).contiguous()
 
 
 def route_backward(

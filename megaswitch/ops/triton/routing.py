@@ -76,7 +76,7 @@ def queue(index: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
 def count_choices(index: Tensor, num_experts: int) -> Tensor:
     """See `ops/fused/routing.py`."""
     groups, tokens, rounds = index.shape
-    parts = _counts(index.movedim(2, 1).reshape(groups * rounds, tokens), num_experts)
+    parts = _counts(index.movedim(2, 1).reshape(groups * rounds, tokens).contiguous(), num_experts)
     return parts.sum(1).view(groups, rounds, num_experts)
 
 

@@ -46,6 +46,7 @@ def pick_noisy(
         gate_TK=gate_TK,
         log_z_T=routed.log_z_T,
         entropy_T=routed.entropy_T,
+        queued=routed.queued,
         smooth=Smooth(importance_TE, load_TE),
     )
 

@@ -21,6 +21,7 @@ def pick_in_turn(logits_TE: Tensor, places: Places, choices: int, ops: Ops = BY_
         gate_TK=routed.gate_TK,
         log_z_T=routed.log_z_T,
         entropy_T=routed.entropy_T,
+        queued=routed.queued,
         balance=tuple(Balance(i, 1.0 / choices, routed.probs_GE) for i in range(choices)),
         exclusive=True,
     )

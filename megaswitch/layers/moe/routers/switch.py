@@ -27,6 +27,7 @@ def pick(logits_TE: Tensor, places: Places, noise_TE: Tensor | None = None, ops:
         gate_TK=routed.gate_TK,
         log_z_T=routed.log_z_T,
         entropy_T=routed.entropy_T,
+        queued=routed.queued,
         balance=(Balance(0, 1.0, routed.probs_GE),),
     )
 

@@ -49,13 +49,14 @@ def pick_two(
     if second_place_loss:
         rest_TE = torch.softmax(logits_TE, -1).scatter(-1, routed.index_TK[:, :1], 0.0)
         normed_TE = rest_TE / (rest_TE.sum(-1, keepdim=True) + _EPSILON)
-        balance.append(Balance(1, _SECOND_WEIGHT, group_sums(normed_TE, *places)))
+        balance.append(Balance(1, _SECOND_WEIGHT, group_sums(normed_TE, *places[:3])))
     return Choice(
         index_TK=routed.index_TK,
         wanted_TK=torch.stack([torch.ones_like(wanted_T), wanted_T], -1),
         gate_TK=gate_TK,
         log_z_T=routed.log_z_T,
         entropy_T=routed.entropy_T,
+        queued=routed.queued,
         balance=tuple(balance),
     )
 
