@@ -172,6 +172,7 @@ def test_many_ranks_save_while_they_train(world, tmp_path):
 def test_a_peer_that_dies_in_a_save_is_an_error_of_the_run(world, tmp_path):
     def work():
         saver = Saver(tmp_path, CONFIG, dist.new_group(backend="gloo"))
+        dist.barrier()  # the other one is connected
         if dist.get_rank() == 1:
             return ""  # and the process ends
         saver.save(1, piece(torch.ones(3)), {})
