@@ -113,3 +113,8 @@ def test_a_row_does_not_depend_on_the_others(dtype):
     x, _, weight = sides("panels and more", dtype)
     whole = load("cpp").times(x, weight)
     assert all(torch.equal(whole[i : i + 1], load("cpp").times(x[i : i + 1], weight)) for i in (0, 7, len(x) - 1))
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    with pytest.raises(RuntimeError, match="a gradient is 3 x 4 and not 3 x 5"):
+        load("cpp").add_outer_(torch.zeros(3, 5), torch.ones(2, 3), torch.ones(2, 4))

@@ -88,16 +88,22 @@ void torchs_grouped_times(const Tensor& out, const Tensor& x, const Tensor& weig
   }
 }
 
-Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
+// x W by groups, and whether `finish` has seen it: torch's products are as they are.
+template <typename Finish>
+std::pair<Tensor, bool> grouped_product(const Tensor& x, const Tensor& weights, at::IntArrayRef counts, Finish finish) {
   check(x, weights);
   check(x, x, counts, weights.size(0));
   Tensor out = empty_product(x, weights);
   const bool done = ours(x.scalar_type(), false, [&](auto number) {
     using T = decltype(number);
-    multiply_each<T, T, 1>({out}, x, {weights}, counts, kAsItIs);
+    multiply_each<T, T, 1>({out}, x, {weights}, counts, finish);
   });
   if (!done) torchs_grouped_times(out, x, weights, counts);
-  return out;
+  return {out, done};
+}
+
+Tensor grouped_times(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
+  return grouped_product(x, weights, counts, kAsItIs).first;
 }
 
 Tensor times(const Tensor& x, const Tensor& weight) {
@@ -122,22 +128,14 @@ Tensor wide_times(const Tensor& x, const Tensor& weight) {
 
 // max(x W, 0). What is not a number stays.
 Tensor grouped_relu(const Tensor& x, const Tensor& weights, at::IntArrayRef counts) {
-  check(x, weights);
-  check(x, x, counts, weights.size(0));
-  Tensor out = empty_product(x, weights);
-  const bool done = ours(x.scalar_type(), false, [&](auto number) {
-    using T = decltype(number);
-    multiply_each<T, T, 1>({out}, x, {weights}, counts, [](const std::array<T*, 1>& row, int64_t columns) {
-      using W = wide_t<T>;
+  const auto positive = [](const auto& row, int64_t columns) {
+    using T = std::remove_pointer_t<std::decay_t<decltype(row[0])>>;
+    using W = wide_t<T>;
 #pragma omp simd
-      for (int64_t n = 0; n < columns; ++n) row[0][n] = narrow<T>(W(row[0][n]) < W(0) ? W(0) : W(row[0][n]));
-    });
-  });
-  if (!done) {
-    torchs_grouped_times(out, x, weights, counts);
-    out.clamp_min_(0);
-  }
-  return out;
+    for (int64_t n = 0; n < columns; ++n) row[0][n] = narrow<T>(W(row[0][n]) < W(0) ? W(0) : W(row[0][n]));
+  };
+  auto [out, finished] = grouped_product(x, weights, counts, positive);
+  return finished ? out : out.clamp_min_(0);
 }
 
 // gelu(x gates) (x weights), and both products.
@@ -179,6 +177,8 @@ void add_torchs(Tensor into, const Tensor& rows, const Tensor& cols) {
 // Likewise each of `into` with some of the rows.
 void add_each(const Tensor& into, const Tensor& rows, const Tensor& cols, at::IntArrayRef counts) {
   check(rows, cols, counts, into.size(0));
+  TORCH_CHECK(into.size(1) == rows.size(1) && into.size(2) == cols.size(1), "a gradient is ", rows.size(1), " x ",
+              cols.size(1), " and not ", into.size(1), " x ", into.size(2));
   const auto each = [&](auto add) {
     int64_t first = 0;
     for (const int64_t e : c10::irange(counts.size())) {
