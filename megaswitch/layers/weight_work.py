@@ -131,17 +131,23 @@ class _Hidden(torch.autograd.Function):
         return parts[0] if parts else None, of_weights[0], of_weights[1] if len(sides) == 2 else None, None, None
 
 
+def weight_grad(weight: Tensor, work: WeightWork, add: Callable[[Tensor], None]) -> Tensor | None:
+    """The weight's gradient, which `add` adds to a tensor; None where that is put aside as work."""
+    main_grad = main_grad_of(weight)
+    if main_grad is None:
+        of_weight = torch.zeros_like(weight)
+        add(of_weight)
+        return of_weight
+    work.put(lambda: add(main_grad))
+    return None
+
+
 def _weight_grad(
     x: Tensor, grad: Tensor, weight: Tensor, work: WeightWork, transposed: bool, grouped: Sequence[int] | None
 ) -> Tensor | None:
-    """The weight's gradient, or None where it is put aside as work."""
-    products, main_grad = work.products, main_grad_of(weight)
-    if main_grad is None:
-        of_weight = torch.zeros_like(weight)
-        add_weight_grad(of_weight, x, grad, products, transposed, grouped)
-        return of_weight
-    work.put(lambda: add_weight_grad(main_grad, x, grad, products, transposed, grouped))
-    return None
+    return weight_grad(
+        weight, work, lambda into: add_weight_grad(into, x, grad, work.products, transposed, grouped)
+    )
 
 
 def oriented(weight: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
@@ -212,14 +218,8 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        (ids,), table = ctx.saved_tensors, ctx.table
-        main_grad = main_grad_of(table)
-        if main_grad is None:
-            of_table = torch.zeros_like(table)
-            _add_rows(of_table, ids, grad)
-            return of_table, None, None
-        ctx.work.put(lambda: _add_rows(main_grad, ids, grad))
-        return None, None, None
+        (ids,) = ctx.saved_tensors
+        return weight_grad(ctx.table, ctx.work, lambda into: _add_rows(into, ids, grad)), None, None
 
 
 @torch.no_grad()

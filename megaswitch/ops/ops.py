@@ -6,7 +6,7 @@ B sequences, L tokens, D d_model, N rows, F features.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 from megaswitch.ops.bias import Bias, Drop
 from megaswitch.ops.reference.adafactor import PASSES, Passes
@@ -18,7 +18,7 @@ from megaswitch.ops.reference.permute import permute, unpermute
 from megaswitch.ops.reference.products import PRODUCTS, Products
 from megaswitch.ops.reference.random import states
 from megaswitch.ops.reference.rms_norm import add_rms_norm, rms_norm
-from megaswitch.ops.reference.router import Routed, route
+from megaswitch.ops.reference.router import Jitter, Routed, Scored, route, route_gradient, tokens_gradient
 from megaswitch.ops.reference.routing import Order, Queues, count_choices, lane_order, queue
 
 
@@ -46,7 +46,10 @@ class Ops:
         features_uniform: its numbers.
         cross_entropy_statistics: what the losses of tokens are made of, from a part of the vocabulary's logits.
         cross_entropy_gradient: the losses' gradient, in the logits' place where they are given as that.
-        route: softmax, choices, gates, places in queues, and sums of probabilities for the auxiliary losses.
+        route: jitter, logits, softmax, choices, gates, places in queues, and sums of probabilities for the auxiliary
+            losses.
+        route_gradient: that of the logits.
+        tokens_gradient: that of the tokens, from the logits'.
         queue: positions in the queues of experts, of choices that are known otherwise.
         count_choices: tokens of each expert.
         lane_order: the order of tokens by expert.
@@ -69,7 +72,9 @@ class Ops:
     features_uniform: Callable[[Tensor, int, int], Tensor] = features_uniform
     cross_entropy_statistics: Callable[[Tensor, Tensor], Statistics] = cross_entropy_statistics
     cross_entropy_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None] = cross_entropy_gradient
-    route: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, bool, int], Routed] = route
+    route: Callable[[Scored, Tensor | None, Tensor, Tensor, int, bool, int], Routed] = route
+    route_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = route_gradient
+    tokens_gradient: Callable[[Tensor, Tensor, Jitter | None, dtype], Tensor] = tokens_gradient
     queue: Callable[[Tensor, int], Queues] = queue
     count_choices: Callable[[Tensor, int], Tensor] = count_choices
     lane_order: Callable[[Tensor, int], Order] = lane_order

@@ -11,6 +11,7 @@ from torch import Tensor
 from megaswitch.layers.moe.losses import balance_loss, router_z_loss
 from megaswitch.layers.moe.router import route
 from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.scores import Scores
 from megaswitch.layers.moe.statistics import Tokens, aux_loss
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.reference.dropout import jitter_by
@@ -32,9 +33,6 @@ class Given:
         assert width == self._uniform_TF.shape[1]
         return self._uniform_TF
 
-    def jitter(self, x_TF: Tensor, size: float) -> Tensor:
-        return jitter_by(x_TF, self._uniform_TF, size)
-
 
 def quiet() -> SimpleNamespace:
     return SimpleNamespace(training=False)
@@ -46,7 +44,7 @@ def test_switch_top1(golden, name):
     logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
     np.testing.assert_allclose(logits_GSE, vector["logits"], rtol=1e-12, atol=1e-14)
     shape = logits_GSE.shape[:2]
-    choice = pick(logits_GSE.flatten(0, 1), each_alone(shape.numel()))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), each_alone(shape.numel())))
     plan, _ = planned(choice, shape, capacity, logits_GSE.shape[2])
     np.testing.assert_allclose(choice.balance[0].probs_GE.view(vector["probs"].shape), vector["probs"], rtol=1e-12)
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
@@ -63,11 +61,11 @@ def test_losses_and_their_gradients(golden, name):
     vector = golden(f"router_switch_{name}")
     logits_TE = torch.from_numpy(vector["logits"]).flatten(0, 1).requires_grad_()
     shape = vector["index"].shape
-    choice = pick(logits_TE, places(shape))
+    choice = pick(Scores(logits_TE, places(shape)))
     _, count_GKE = planned(choice, shape, int(vector["capacity"]), logits_TE.shape[1])
     tokens = Tokens(*places(shape)[:2], count_GKE)
     aux = aux_loss(choice, tokens, ALONE).own / shape[0]
-    z = router_z_loss(choice.log_z_T, *tokens[:2], count_GKE[:, 0]) / shape[0]
+    z = router_z_loss(choice.routed.log_z_T, *tokens[:2], count_GKE[:, 0]) / shape[0]
     np.testing.assert_allclose(aux.item(), vector["aux"], rtol=1e-12)
     np.testing.assert_allclose(z.item(), vector["z"], rtol=1e-12)
     if "d_aux" in vector:
@@ -81,7 +79,7 @@ def test_padding_is_not_routed_and_not_counted(golden):
     logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
     real_GS, shape = torch.from_numpy(vector["importance"] == 1), logits_GSE.shape[:2]
     experts = logits_GSE.shape[2]
-    choice = pick(logits_GSE.flatten(0, 1), places(shape, real_GS))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), places(shape, real_GS)))
     plan, count_GKE = planned(choice, shape, capacity, experts, real_GS)
     np.testing.assert_array_equal(plan.kept_GSK[..., 0], vector["kept"] == 1)
     table = combine(choice, plan, capacity, logits_GSE.shape[2])
@@ -96,7 +94,7 @@ def test_batch_prioritised_routing(golden):
     shape = logits_GSE.shape[:2]
     config = ModelConfig(num_experts=logits_GSE.shape[2], router_priority="probability")
     assert config.router_priority == "probability"
-    choice = pick(logits_GSE.flatten(0, 1), places(shape))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), places(shape)))
     choice = choice._replace(priority_T=choice.gate_TK[:, 0])
     plan, count_GKE = planned(choice, shape, capacity, logits_GSE.shape[2])
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector["index"])
@@ -143,17 +141,21 @@ def test_the_narrow_router_is_what_selective_precision_avoids(golden):
 @pytest.mark.parametrize(
     "name,options",
     [
-        ("jitter", lambda v: {"jitter": float(v["jitter_eps"])}),
+        ("jitter", lambda _: {}),
         ("sample", lambda v: {"exploration": "sample"}),
         ("dropout", lambda v: {"router_dropout": 1.0 - float(v["dropout_keep"])}),
     ],
 )
 def test_exploration(golden, name, options):
+    """Jitter by the vector's numbers; that the router's pass multiplies so by its own is tested with the operation."""
     vector = golden("router_exploration")
     x_GSD, w_DE, capacity = torch.from_numpy(vector["x"]), torch.from_numpy(vector["W"]), int(vector["capacity"])
     shape = x_GSD.shape[:2]
     config = ModelConfig(num_experts=w_DE.shape[1], **options(vector))
-    choice = route(x_GSD.flatten(0, 1), w_DE, None, config, Given(vector[f"{name}_uniform"]), places(x_GSD.shape[:2]))
+    x_TD, noise = x_GSD.flatten(0, 1), Given(vector[f"{name}_uniform"])
+    if name == "jitter":
+        x_TD = jitter_by(x_TD, noise.uniform("jitter", x_TD.shape[1]), float(vector["jitter_eps"]))
+    choice = route(x_TD, w_DE, None, config, noise, places(shape))
     np.testing.assert_array_equal(choice.index_TK.view(shape), vector[f"{name}_index"])
     np.testing.assert_allclose(choice.gate_TK.view(shape), vector[f"{name}_gate"], rtol=1e-12)
     plan, _ = planned(choice, shape, capacity, w_DE.shape[1])

@@ -7,6 +7,7 @@ from golden.routing import combine, each_alone, logits_of, places, planned
 
 from megaswitch.layers.moe.routers.ntlb import pick_in_turn
 from megaswitch.layers.moe.routers.top2 import pick_two
+from megaswitch.layers.moe.scores import Scores
 from megaswitch.layers.moe.statistics import Tokens, aux_loss
 from megaswitch.topology.topology import Axis
 
@@ -20,7 +21,7 @@ def test_top2(golden, policy):
     shape = logits_GSE.shape[:2]
     uniform_T = torch.from_numpy(vector["uniform"]).flatten()
     experts, threshold = logits_GSE.shape[2], float(vector["threshold"])
-    choice = pick_two(logits_GSE.flatten(0, 1), places(shape), policy, threshold, policy == "all", uniform_T)
+    choice = pick_two(Scores(logits_GSE.flatten(0, 1), places(shape)), policy, threshold, policy == "all", uniform_T)
     plan, count_GKE = planned(choice, shape, capacity, experts)
     for k in (0, 1):
         np.testing.assert_array_equal(choice.index_TK[:, k].view(shape), vector[f"{policy}_i{k + 1}"])
@@ -37,9 +38,9 @@ def test_no_token_left_behind(golden):
     logits_GSE, capacity = logits_of(vector), int(vector["capacity"])
     shape = logits_GSE.shape[:2]
     experts, logits_TE = logits_GSE.shape[2], logits_GSE.flatten(0, 1)
-    choice = pick_in_turn(logits_TE, places(shape), int(vector["k"]))
+    choice = pick_in_turn(Scores(logits_TE, places(shape)), int(vector["k"]))
     plan, count_GKE = planned(choice, shape, capacity, experts)
-    probs_TE = pick_in_turn(logits_TE, each_alone(shape.numel()), int(vector["k"])).balance[0].probs_GE
+    probs_TE = pick_in_turn(Scores(logits_TE, each_alone(shape.numel())), int(vector["k"])).balance[0].probs_GE
     np.testing.assert_allclose(probs_TE.view(vector["probs"].shape), vector["probs"], rtol=1e-12)
     np.testing.assert_allclose(combine(choice, plan, capacity, experts), vector["combine"], rtol=1e-12, atol=1e-15)
     served = plan.kept_GSK.int().argmax(-1)

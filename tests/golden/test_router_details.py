@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from megaswitch.layers.moe.losses import balance_loss, router_z_loss
 from megaswitch.layers.moe.plan import Plan
 from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.scores import Scores
 
 
 @pytest.mark.parametrize("name", ["switch_padding", "bpr", "ntlb"])
@@ -18,7 +19,7 @@ def test_logits_and_probabilities(golden, name):
     vector = golden(f"router_{name}")
     logits_GSE = logits_of(vector)
     np.testing.assert_allclose(logits_GSE, vector["logits"], rtol=1e-12, atol=1e-14)
-    choice = pick(logits_GSE.flatten(0, 1), each_alone(logits_GSE.shape[:2].numel()))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), each_alone(logits_GSE.shape[:2].numel())))
     np.testing.assert_allclose(choice.balance[0].probs_GE.view(logits_GSE.shape), vector["probs"], rtol=1e-12)
     if name == "bpr":
         np.testing.assert_allclose(choice.gate_TK.view(vector["gate"].shape), vector["gate"], rtol=1e-12)
@@ -38,7 +39,7 @@ def test_places_of_real_tokens_among_padding(golden):
     vector = golden("router_switch_padding")
     real_GS = torch.from_numpy(vector["importance"] == 1)
     logits_GSE = logits_of(vector)
-    choice = pick(logits_GSE.flatten(0, 1), places(real_GS.shape, real_GS))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), places(real_GS.shape, real_GS)))
     plan, _ = planned(choice, real_GS.shape, int(vector["capacity"]), logits_GSE.shape[2], real_GS)
     index_GS, gate_GS = choice.index_TK.view(real_GS.shape), choice.gate_TK.view(real_GS.shape)
     np.testing.assert_array_equal(index_GS, vector["index"])
@@ -82,7 +83,7 @@ def layer_by_hand(vector, activation: str, logits_GSE: Tensor) -> tuple[Tensor, 
     """The loss of a Switch layer, token by token, as a function of its logits; its plan; and its gates [G, S]."""
     x_GSD, wi, wo = (torch.from_numpy(vector[name]) for name in ("x", "wi", "wo"))
     shape, experts = x_GSD.shape[:2], wi.shape[0]
-    choice = pick(logits_GSE.flatten(0, 1), places(shape))
+    choice = pick(Scores(logits_GSE.flatten(0, 1), places(shape)))
     plan, count_GKE = planned(choice, shape, int(vector["capacity"]), experts)
     out = torch.zeros_like(x_GSD)
     for g, s, _ in plan.kept_GSK.nonzero().tolist():
@@ -92,7 +93,7 @@ def layer_by_hand(vector, activation: str, logits_GSE: Tensor) -> tuple[Tensor, 
             hidden = F.gelu(x_GSD[g, s] @ torch.from_numpy(vector["wi_gate"])[e], approximate="tanh") * hidden
         out[g, s] = choice.gate_TK.view(shape)[g, s] * ((hidden.relu() if activation == "relu" else hidden) @ wo[e])
     aux = balance_loss(choice.balance[0].probs_GE, count_GKE[:, 0]) / shape[0]
-    z = router_z_loss(choice.log_z_T, *places(shape)[:2], count_GKE[:, 0]) / shape[0]
+    z = router_z_loss(choice.routed.log_z_T, *places(shape)[:2], count_GKE[:, 0]) / shape[0]
     assert count_GKE.shape[2] == experts
     loss = (out * torch.from_numpy(vector["dout"])).sum() + float(vector["alpha"]) * aux + float(vector["zc"]) * z
     return loss, plan, choice.gate_TK.view(shape)

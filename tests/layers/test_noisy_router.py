@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from megaswitch.layers.moe.choice import Places
 from megaswitch.layers.moe.losses import variation
 from megaswitch.layers.moe.routers.noisy import normal, pick_noisy
+from megaswitch.layers.moe.scores import Scores
 
 TOKENS, EXPERTS = 5, 6
 
@@ -21,7 +22,7 @@ def places(tokens: int) -> Places:
 
 def test_gates_are_a_softmax_over_the_chosen_alone():
     clean, std, noise = numbers(0, TOKENS, EXPERTS), numbers(1, TOKENS, EXPERTS), numbers(2, TOKENS, EXPERTS)
-    choice = pick_noisy(clean, std, noise, places(TOKENS), 3)
+    choice = pick_noisy(Scores(clean, places(TOKENS)), std, noise, 3)
     noisy = clean + noise * F.softplus(std)
     for t in range(TOKENS):
         best = sorted(range(EXPERTS), key=lambda i, t=t: -noisy[t, i].item())[:3]
@@ -34,7 +35,7 @@ def test_gates_are_a_softmax_over_the_chosen_alone():
 
 def test_without_noise_the_clean_logits_decide():
     clean = numbers(3, TOKENS, EXPERTS)
-    choice = pick_noisy(clean, numbers(4, TOKENS, EXPERTS), None, places(TOKENS), 2)
+    choice = pick_noisy(Scores(clean, places(TOKENS)), numbers(4, TOKENS, EXPERTS), None, 2)
     assert torch.equal(choice.index_TK, torch.topk(clean, 2, -1).indices)
     assert choice.smooth.load_TE is None
 
@@ -42,7 +43,7 @@ def test_without_noise_the_clean_logits_decide():
 @pytest.mark.parametrize("choices", [1, 2, 5])
 def test_load_is_the_chance_of_being_chosen_when_the_own_noise_is_drawn_again(choices):
     clean, raw, noise = numbers(5, 1, EXPERTS), numbers(6, 1, EXPERTS), numbers(7, 1, EXPERTS)
-    load = pick_noisy(clean, raw, noise, places(1), choices).smooth.load_TE[0]
+    load = pick_noisy(Scores(clean, places(1)), raw, noise, choices).smooth.load_TE[0]
     draws = 200_000
     std = F.softplus(raw)
     for expert in range(EXPERTS):
@@ -55,7 +56,7 @@ def test_load_is_the_chance_of_being_chosen_when_the_own_noise_is_drawn_again(ch
 
 def test_all_experts_chosen_have_a_load_of_one():
     clean = numbers(9, TOKENS, EXPERTS)
-    choice = pick_noisy(clean, clean, clean, places(TOKENS), EXPERTS)
+    choice = pick_noisy(Scores(clean, places(TOKENS)), clean, clean, EXPERTS)
     assert torch.equal(choice.smooth.load_TE, torch.ones_like(clean))
 
 

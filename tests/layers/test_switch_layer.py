@@ -12,6 +12,7 @@ from megaswitch.layers.moe.choice import Places
 from megaswitch.layers.moe.layer import SwitchLayer, switch_specs
 from megaswitch.layers.moe.losses import attach, balance_loss, router_z_loss
 from megaswitch.layers.moe.routers.switch import pick
+from megaswitch.layers.moe.scores import Scores
 from megaswitch.layers.moe.statistics import STATISTICS
 from megaswitch.model.config import ModelConfig
 from megaswitch.model.transformer import alone
@@ -184,11 +185,11 @@ def test_evaluation_has_its_own_capacity_and_no_losses():
 def losses_at_the_top(config: ModelConfig, x_BLD: Tensor, routed_BL: Tensor, router: Tensor) -> Tensor:
     """Both auxiliary losses with their coefficients, from nothing but the router."""
     places = Places(torch.arange(BATCH).repeat_interleave(LENGTH), routed_BL.flatten(), BATCH)
-    choice = pick(x_BLD.flatten(0, 1) @ router, places)
+    choice = pick(Scores(x_BLD.flatten(0, 1) @ router, places))
     index_GS = torch.where(routed_BL, choice.index_TK.view_as(routed_BL), -1)
     count_GE = torch.stack([torch.bincount(row[row >= 0], minlength=config.num_experts) for row in index_GS])
     aux = balance_loss(choice.balance[0].probs_GE, count_GE) / BATCH
-    z = router_z_loss(choice.log_z_T, places.group_T, places.real_T, count_GE) / BATCH
+    z = router_z_loss(choice.routed.log_z_T, places.group_T, places.real_T, count_GE) / BATCH
     return config.aux_loss_coef * aux + config.router_z_loss_coef * z
 
 

@@ -70,15 +70,17 @@ def _routing() -> Iterator[tuple[str, Callable[[], object]]]:
     for experts in (128, 2048):
         logits = on_paper(N, experts)
         for choices in (1, 2):
-            yield _case("route_forward", logits, logits, group, real, 2, True, choices)
-            chosen, gate = on_paper(N, choices, dtype=torch.int64), on_paper(N, choices)
-            grads = (gate, one, on_paper(2, experts))
-            yield _case("route_backward", logits, chosen, gate, one, one, group, real, *grads)
+            yield _case("route_forward", logits, None, None, 0.0, logits, group, real, 2, True, choices)
+            chosen, grads = on_paper(N, choices, dtype=torch.int64), (on_paper(N, choices), one, on_paper(2, experts))
+            yield _case("route_backward", logits, one, chosen, group, real, *grads)
         index = on_paper(8, L, dtype=torch.int64)
         yield _case("queue", index, experts)
         yield _case("count_choices", index.unsqueeze(2), experts)
         yield _case("lane_order", group, experts + 1)
     for dtype in (BF16, F32):
+        for of_matrix in {F32, dtype}:
+            x, matrix = on_paper(N, D, dtype=dtype), on_paper(D, 128, dtype=of_matrix)
+            yield _case("route_forward", x, matrix, group, 0.01, None, group, real, 2, True, 1)
         rows, gate = on_paper(N, D, dtype=dtype), on_paper(N, 1, dtype=dtype)
         yield _case("collect_rows", rows, gate, group, 1)
         yield _case("collect_rows_backward", rows, rows, gate, group)

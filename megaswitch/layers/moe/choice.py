@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megaswitch.ops.reference.router import Queued
+from megaswitch.ops.reference.router import Routed
 
 UNROUTED = -1
 
@@ -46,17 +46,13 @@ class Choice(NamedTuple):
     `index_TK` is the expert of each choice; `wanted_TK` whether it is to be used (a second choice may be named,
     and counted by the balance loss, without being wanted); `gate_TK` multiplies the expert's output;
     `priority_T` orders tokens for slots where order is not by position; `exclusive` says that a token is served
-    by its first choice that has a slot; `log_z_T` is the log sum exp of the router's logits, `entropy_T` that of its
-    probabilities (without gradient); `queued` are the places of first choices, all of them wanted, where groups are
-    whole.
+    by its first choice that has a slot. All first choices are wanted, so that places in `routed` are theirs.
     """
 
     index_TK: Tensor
     wanted_TK: Tensor
     gate_TK: Tensor
-    log_z_T: Tensor
-    entropy_T: Tensor
-    queued: Queued | None = None
+    routed: Routed
     balance: tuple[Balance, ...] = ()
     smooth: Smooth | None = None
     priority_T: Tensor | None = None

@@ -134,7 +134,7 @@ class SwitchLayer(nn.Module):
         size = self._group_size(batch)
         code_GSK = code_BLK.reshape(batch // size, size * length, choices)
         capacity = self._capacity(size, ctx)
-        first, count_GKE = queues(choice.queued, code_GSK, experts, ctx.ops)
+        first, count_GKE = queues(choice.routed.queued, code_GSK, experts, ctx.ops)
         plan = make_plan(
             wanted_index(code_GSK),
             experts,

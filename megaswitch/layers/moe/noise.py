@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megaswitch.layers.context import Context
+from megaswitch.ops.reference.router import Jitter
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Noise:
         """[T, width] numbers in [0, 1), float32."""
         return self.ctx.ops.features_uniform(self._states(site), 0, width)
 
-    def jitter(self, x_TF: Tensor, size: float) -> Tensor:
-        """x times numbers from 1 - size to 1 + size."""
-        return self.ctx.ops.jitter(x_TF, self._states("jitter"), size)
+    def jitter(self, size: float) -> Jitter:
+        """Multiplication of the tokens by numbers from 1 - size to 1 + size."""
+        return Jitter(self._states("jitter"), size)
 
     def _states(self, site: str) -> Tensor:
         return self.ctx.rows(f"{self.name}.{site}", self.ctx.positions(self.length, split=True)).flatten()

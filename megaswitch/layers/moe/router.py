@@ -15,11 +15,13 @@ from megaswitch.layers.moe.routers.noisy import noisy_top_k
 from megaswitch.layers.moe.routers.ntlb import no_token_left_behind
 from megaswitch.layers.moe.routers.switch import switch
 from megaswitch.layers.moe.routers.top2 import top2
+from megaswitch.layers.moe.scores import Scores, jittered
 from megaswitch.layers.weight_work import WeightWork, product
 from megaswitch.model.config import ModelConfig
 from megaswitch.ops.ops import BY_DEFINITION, Ops
+from megaswitch.ops.reference.router import Jitter
 from megaswitch.params.spec import ParamSpec
-from megaswitch.utils.precision import at_least_float32
+from megaswitch.utils.precision import at_least_float32, widen
 
 
 def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
@@ -30,17 +32,17 @@ def router_specs(name: str, config: ModelConfig) -> list[ParamSpec]:
     return [ParamSpec(n, shape, init, "router", tp_partial="always") for n in names]
 
 
-def disturb(x_TD: Tensor, config: ModelConfig, noise: Noise) -> Tensor:
-    """The router's copy of its input in training: dropout (appendix C), and multiplication by a uniform number
-    from 1 - jitter to 1 + jitter. The experts get the tokens untouched."""
+def disturb(
+    x_TD: Tensor, dtype: torch.dtype, config: ModelConfig, noise: Noise
+) -> tuple[Tensor, Jitter | None]:
+    """The router's copy of its input in training: after dropout (appendix C) in that type, and the multiplication by a
+    uniform number from 1 - jitter to 1 + jitter that comes next. The experts get the tokens untouched."""
     if not noise.training:
-        return x_TD
+        return x_TD, None
     if config.router_dropout:
         keep = 1.0 - config.router_dropout
-        x_TD = x_TD * (noise.uniform("router_dropout", x_TD.shape[1]) < keep).to(x_TD.dtype) / keep
-    if config.jitter:
-        x_TD = noise.jitter(x_TD, config.jitter)
-    return x_TD
+        x_TD = x_TD.to(dtype) * (noise.uniform("router_dropout", x_TD.shape[1]) < keep).to(dtype) / keep
+    return x_TD, noise.jitter(config.jitter) if config.jitter else None
 
 
 def route(
@@ -59,23 +61,33 @@ def route(
     tokens' type, the softmax in at least float32. "narrow": everything in the tokens' type, to compare with.
     `work` takes the weights' gradients.
     """
-    wide = at_least_float32(x_TD.dtype)
-    kind = wide if config.router_dtype == "float32" else x_TD.dtype
-    softmax = x_TD.dtype if config.router_dtype == "narrow" else wide
+    dtype = at_least_float32(x_TD.dtype) if config.router_dtype == "float32" else x_TD.dtype
     work = work or WeightWork()
-    input_TD = disturb(x_TD.to(kind), config, noise)
-    logits_TE = product(input_TD, w_DE, work).to(softmax)
-    if config.router == "top2":
-        choice = top2(logits_TE, places, config, noise, ops)
-    elif config.router == "ntlb":
-        choice = no_token_left_behind(logits_TE, places, config, ops)
-    elif config.router == "noisy_topk":
-        assert noise_DE is not None
-        raw_std_TE = product(input_TD, noise_DE, work).to(softmax)
-        choice = noisy_top_k(logits_TE, raw_std_TE, places, config, noise, ops)
+    x_TD, jitter = disturb(x_TD, dtype, config, noise)
+    narrow = config.router_dtype == "narrow"
+    if narrow or noise_DE is not None:  # not only the router's pass reads them
+        x_TD, jitter = jittered(x_TD, jitter, dtype, ops), None
+    if narrow:
+        scores = Scores(product(x_TD, w_DE, work), places, ops=ops)
     else:
-        choice = switch(logits_TE, places, config, noise, ops)
-    return choice if config.router_priority == "position" else choice._replace(priority_T=_priority(logits_TE))
+        scores = Scores(x_TD, places, w_DE, dtype, jitter, work, ops)
+    raw_std_TE = None if noise_DE is None else product(x_TD, noise_DE, work)
+    choice = _choose(scores, raw_std_TE if raw_std_TE is None or narrow else widen(raw_std_TE), config, noise)
+    if config.router_priority == "position":
+        return choice
+    return choice._replace(priority_T=_priority(choice.routed.logits_TE))
+
+
+def _choose(scores: Scores, raw_std_TE: Tensor | None, config: ModelConfig, noise: Noise) -> Choice:
+    """By the configured algorithm; noisy top-k has the size of its noise."""
+    if config.router == "top2":
+        return top2(scores, config, noise)
+    if config.router == "ntlb":
+        return no_token_left_behind(scores, config)
+    if config.router == "noisy_topk":
+        assert raw_std_TE is not None
+        return noisy_top_k(scores, raw_std_TE, config, noise)
+    return switch(scores, config, noise)
 
 
 @torch.no_grad()

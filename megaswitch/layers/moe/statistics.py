@@ -57,7 +57,7 @@ def _variation_loss(smooth: Smooth, tokens: Tokens, tp: Axis) -> AuxLoss:
 
 def z_loss(choice: Choice, tokens: Tokens) -> Tensor:
     """This rank's share of the router z-loss summed over its groups, before its coefficient."""
-    return router_z_loss(choice.log_z_T, tokens.group_T, tokens.real_T, tokens.count_GKE[:, 0])
+    return router_z_loss(choice.routed.log_z_T, tokens.group_T, tokens.real_T, tokens.count_GKE[:, 0])
 
 
 @torch.no_grad()
@@ -68,6 +68,6 @@ def statistics(
     over all ranks. A routed token is dropped when no expert serves it."""
     experts = tokens.count_GKE.shape[2]
     routed, served = tokens.real_T.sum(), kept_BlK.any(-1).sum()
-    numbers = [aux, z, routed - served, routed, (choice.entropy_T * tokens.real_T).sum()]
+    numbers = [aux, z, routed - served, routed, (choice.routed.entropy_T * tokens.real_T).sum()]
     load_E = ops.count_choices(index_BlK.view(1, -1, 1), experts).view(-1)
     return torch.cat([torch.stack([n.detach().to(aux.dtype) for n in numbers]), load_E.to(aux.dtype)])

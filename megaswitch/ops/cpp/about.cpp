@@ -5,7 +5,7 @@ namespace megaswitch {
 namespace {
 
 // Raised with every change of a kernel's signature, so that a library left from an older build is not called.
-constexpr int64_t kVersion = 12;
+constexpr int64_t kVersion = 13;
 
 int64_t version() { return kVersion; }
 

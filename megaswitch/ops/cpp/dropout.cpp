@@ -1,5 +1,6 @@
 // Dropout and jitter by the stateless generator. N rows of F features.
 #include "common.h"
+#include "jitter.h"
 #include "random.h"
 
 namespace megaswitch {
@@ -15,18 +16,6 @@ void drop_row(const T* x, uint32_t state, Counters counters, uint32_t threshold,
   for (int64_t f = 0; f < width; ++f) {
     const bool kept = (counters.of(state, static_cast<uint32_t>(f)) >> 8) >= threshold;
     out[f] = narrow<T>(W(x[f]) * (kept ? scale : W(0)));  // a product, so that NaN stays
-  }
-}
-
-// Factors from 1 - size to 1 + size in double, rounded to the type that they multiply.
-template <typename T>
-void jitter_row(const T* x, uint32_t state, Counters counters, double size, T* out, int64_t width) {
-  using W = wide_t<T>;
-#pragma omp simd
-  for (int64_t f = 0; f < width; ++f) {
-    const int32_t bits = static_cast<int32_t>(counters.of(state, static_cast<uint32_t>(f)) >> 8);
-    const double factor = 1.0 + size * (2.0 * (bits * 0x1p-24) - 1.0);
-    out[f] = narrow<T>(W(x[f]) * W(narrow<T>(static_cast<W>(factor))));
   }
 }
 
@@ -80,7 +69,7 @@ Tensor jitter(const Tensor& x_in, const Tensor& states_in, double size) {
     const scalar_t* from = x.const_data_ptr<scalar_t>();
     scalar_t* to = out.data_ptr<scalar_t>();
     for_each_row(states, width, [&](int64_t n, uint32_t state) {
-      jitter_row<scalar_t>(from + n * width, state, Counters(0), size, to + n * width, width);
+      jitter_row<scalar_t>(from + n * width, state, size, to + n * width, width);
     });
   });
   return out;

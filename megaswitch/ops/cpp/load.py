@@ -10,7 +10,7 @@ from megaswitch.ops.fused.kernels import KERNELS
 from megaswitch.ops.library import CPP, library
 from megaswitch.ops.unavailable import Unavailable
 
-VERSION = 12
+VERSION = 13
 """That of the kernels' signatures: `about.cpp` has the same."""
 _BUILD = "build it with `pip install -e . --no-build-isolation`, or take ops.backend=reference"
 

@@ -5,6 +5,7 @@
 // What is packed of one matrix stays in the second cache while the other one, or what comes out, passes.
 #pragma once
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 
 #include "packing.h"
@@ -43,25 +44,35 @@ struct Numbers {
   explicit Numbers(const at::Tensor& x) : data(x.const_data_ptr<T>()), row(x.stride(0)), step(x.stride(1)) {}
 };
 
+// Rows of x as whole operands, and weights whose rows or columns are contiguous.
+template <typename T>
+std::pair<at::Tensor, at::Tensor> laid_out(const at::Tensor& x, const at::Tensor& weights) {
+  if (x.size(-1) % kNumbers<operand_t<T>> != 0) {
+    return {at::constant_pad_nd(x, {0, 1}), at::constant_pad_nd(weights, {0, 0, 0, 1})};
+  }
+  const bool either = weights.stride(-1) == 1 || weights.stride(-2) == 1;
+  return {x.contiguous(), either ? weights : weights.contiguous()};
+}
+
 // Columns first .. first + count of a matrix as panels, its rows being the depth; either may be contiguous.
-template <typename T, typename E = operand_t<T>>
+template <typename T, int N = kWide, typename E = operand_t<T>>
 void pack_columns(const Numbers<T>& x, int64_t depth, int64_t first, int64_t count, E* out) {
   if (x.step == 1) {
-    pack<E, kWide>(x.data + first, depth, count, x.row, out);
+    pack<E, N>(x.data + first, depth, count, x.row, out);
   } else {
-    pack_transposed<E, kWide>(x.data + first * x.step, count, depth, x.step, out);
+    pack_transposed<E, N>(x.data + first * x.step, count, depth, x.step, out);
   }
 }
 
 // Columns of the last panel, which is not whole, by way of a tile that is; `write` gets row, column and sum.
-template <typename E, typename Write>
-void multiply_edge(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E, kWide>& b,
+template <typename E, int N, typename Write>
+void multiply_edge(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>& a, const Packed<E, N>& b,
                    Write write) {
-  constexpr int64_t R = kRows<E, kWide>, W = kWidth<E>;
+  constexpr int64_t R = kRows<E, N>, W = kPanel<E, N>;
   alignas(64) sum_t<E> sums[R * W];
   for (int64_t m = 0; m < rows; m += R) {
     const int64_t some = std::min(R, rows - m);
-    multiply<E, kWide>(some, W, depth, a.rows_from(m), b, sums, W, false);
+    multiply<E, N>(some, W, depth, a.rows_from(m), b, sums, W, false);
     for (int64_t i = 0; i < some; ++i) {
       for (int64_t n = 0; n < columns; ++n) write(m + i, n, sums[i * W + n]);
     }
@@ -70,13 +81,14 @@ void multiply_edge(int64_t rows, int64_t columns, int64_t depth, const Matrix<E>
 
 // out[rows, width] = x[rows, depth] by the panels of `b`, of the rows of one tile: as far as the panels go, so that what
 // comes out is written in long stretches.
-template <typename E, typename C>
-void multiply_rows(int64_t rows, int64_t width, int64_t depth, const Matrix<E>& x, const Packed<E, kWide>& b, C* out,
+template <typename E, int N, typename C>
+void multiply_rows(int64_t rows, int64_t width, int64_t depth, const Matrix<E>& x, const Packed<E, N>& b, C* out,
                    int64_t out_row) {
-  const int64_t whole = width / kWidth<E> * kWidth<E>;
-  multiply<E, kWide>(rows, whole, depth, x, b, out, out_row, false);
+  const int64_t whole = width / kPanel<E, N> * kPanel<E, N>;
+  multiply<E, N>(rows, whole, depth, x, b, out, out_row, false);
   if (whole == width) return;
-  multiply_edge<E>(rows, width - whole, depth, x, {b.panel(whole), b.rows}, [&](int64_t m, int64_t n, sum_t<E> sum) {
+  const Packed<E, N> last{b.panel(whole), b.rows};
+  multiply_edge(rows, width - whole, depth, x, last, [&](int64_t m, int64_t n, sum_t<E> sum) {
     out[m * out_row + whole + n] = narrow<C>(sum);
   });
 }
@@ -127,7 +139,7 @@ void multiply_matrices(const Tensors<S>& outs, const at::Tensor& x, const Tensor
         std::array<C*, S> to;
         for (size_t s = 0; s < S; ++s) {
           to[s] = first[s] + m * to_row + n;
-          multiply_rows<E>(few, some, depth, left.rows_from(m), right[s], to[s], to_row);
+          multiply_rows(few, some, depth, left.rows_from(m), right[s], to[s], to_row);
         }
         for (int64_t i = 0; i < few; ++i) {
           finish(to, some);
@@ -144,7 +156,7 @@ struct Gradient {
   Numbers<T> rows, cols;
   int64_t depth;
   wide_t<T>* into;
-  int64_t into_row;
+  int64_t into_row, into_step;
 };
 
 // A panel's columns of some rows of a gradient.
@@ -155,11 +167,12 @@ void add_panel(const Gradient<T>& g, int64_t height, int64_t columns, int64_t de
   for (int64_t i = 0; i < height; i += W, into += W * g.into_row) {
     const int64_t rows = std::min(W, height - i);
     const Matrix<E> across{left + i * right.rows, 1, W};
-    if (columns == W) {
+    if (columns == W && g.into_step == 1) {
       multiply<E, kWide>(rows, W, depth, across, right, into, g.into_row, true);
     } else {
-      multiply_edge<E>(rows, columns, depth, across, right,
-                       [&](int64_t m, int64_t n, sum_t<E> sum) { into[m * g.into_row + n] += sum; });
+      multiply_edge(rows, columns, depth, across, right, [&](int64_t m, int64_t n, sum_t<E> sum) {
+        into[m * g.into_row + n * g.into_step] += sum;
+      });
     }
   }
 }
@@ -174,7 +187,7 @@ void add_block(const Gradient<T>& g, int64_t i, int64_t height, int64_t o, int64
     for (int64_t n = o; n < end; n += kWidth<E>) {
       const int64_t columns = std::min(kWidth<E>, end - n);
       pack<E, kWide>(g.cols.data + d * g.cols.row + n, depth, columns, g.cols.row, right);
-      add_panel<T>(g, height, columns, depth, left, {right, operands<E>(depth)}, g.into + i * g.into_row + n);
+      add_panel<T>(g, height, columns, depth, left, {right, operands<E>(depth)}, g.into + i * g.into_row + n * g.into_step);
     }
   }
 }
@@ -196,13 +209,14 @@ int64_t gradient_room(int64_t height, int64_t depth) {
 }
 
 // into[I, O] += rows[N, I]^T cols[N, O]. Threads share the gradient's rows, and its columns where there are fewer panels
-// of rows than threads.
+// of rows than threads. A gradient of few columns is computed transposed, so that panels are full.
 template <typename T, typename E = operand_t<T>>
 void add_matrices(const at::Tensor& into, const at::Tensor& rows, const at::Tensor& cols, Rooms<E>& rooms) {
   if (into.numel() == 0) return;
+  if (into.size(1) < std::min(kWidth<E>, into.size(0))) return add_matrices<T>(into.t(), cols, rows, rooms);
   const int64_t height = into.size(0), width = into.size(1);
   const Gradient<T> g{Numbers<T>(rows), Numbers<T>(cols), rows.size(0), into.mutable_data_ptr<wide_t<T>>(),
-                      into.stride(0)};
+                      into.stride(0),   into.stride(1)};
   const int64_t threads = at::get_num_threads(), high = parts(height, kWidth<E>), wide = parts(width, kWidth<E>);
   const int64_t down = std::min(high, parts(parts(height, kGradientRows), threads) * threads);
   const int64_t across = std::clamp<int64_t>(threads / down, 1, wide);

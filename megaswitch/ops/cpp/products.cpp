@@ -1,6 +1,5 @@
 // Products with weights, in float32 and bfloat16 those of `matrix_products.h`, else torch's.
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/mm.h>
 
 #include <vector>
@@ -31,16 +30,6 @@ bool ours(at::ScalarType type, bool wide, Work work) {
   if (type == at::kBFloat16 && (wide || !kTiles)) return work(at::BFloat16()), true;
 #endif
   return false;
-}
-
-// Rows of x as whole operands, and weights whose rows or columns are contiguous.
-template <typename T>
-std::pair<Tensor, Tensor> laid_out(const Tensor& x, const Tensor& weights) {
-  if (x.size(-1) % kNumbers<operand_t<T>> != 0) {
-    return {at::constant_pad_nd(x, {0, 1}), at::constant_pad_nd(weights, {0, 0, 0, 1})};
-  }
-  const bool either = weights.stride(-1) == 1 || weights.stride(-2) == 1;
-  return {x.contiguous(), either ? weights : weights.contiguous()};
 }
 
 void check(const Tensor& x, const Tensor& weight) {

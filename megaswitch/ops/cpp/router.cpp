@@ -1,10 +1,12 @@
-// Routing in one pass over the tokens' logits. T tokens, G groups, E experts, K choices.
+// Routing in one pass over the tokens: jitter, logits, softmax, choices, places in queues and sums of probabilities.
+// T tokens, G groups, E experts, K choices.
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "common.h"
 #include "exponential.h"
+#include "logits.h"
 
 namespace megaswitch {
 namespace {
@@ -48,7 +50,7 @@ inline __attribute__((always_inline)) int64_t first_greatest(const W* x, int64_t
 
 template <typename W>
 struct Row {
-  W log_z, entropy, greatest, inverse;
+  W log_z, entropy, inverse;
 };
 
 // Places of the greatest of logits + noise, best first, and the greatest logit. `left` has room for a row.
@@ -76,36 +78,43 @@ template <typename W, typename K>
 Row<W> route_row(const W* logits, const W* noise, W* left, W* powers, int64_t width, int64_t* index, W* gate,
                  K choices) {
   Row<W> row;
-  row.greatest = choose(logits, noise, left, width, index, choices);
+  const W greatest = choose(logits, noise, left, width, index, choices);
   W sum = 0, weighted = 0;
 #pragma omp simd reduction(+ : sum, weighted)
   for (int64_t e = 0; e < width; ++e) {
-    const W below = logits[e] - row.greatest, power = exponential(below);
+    const W below = logits[e] - greatest, power = exponential(below);
     powers[e] = power;
     sum += power;
     weighted += power > W(0) ? power * below : W(0);
   }
   row.inverse = W(1) / sum;
   for (int64_t k = 0; k < choices; ++k) gate[k] = powers[index[k]] * row.inverse;
-  row.log_z = row.greatest + std::log(sum);
+  row.log_z = greatest + std::log(sum);
   row.entropy = std::log(sum) - weighted * row.inverse;
   return row;
 }
 
+// log sum exp is a bound that no logit is above; its rounding falls out with the sum of the powers. `through` has room for
+// what comes through the gates.
 template <typename W, typename K>
-void gradient_row(const W* logits, const W* grad_probs, W greatest, W inverse, W grad_log_z, const int64_t* index,
-                  const W* gate, const W* grad_gate, K choices, W* out, int64_t width) {
-  W dot = 0, through_gates = 0;
-  for (int64_t k = 0; k < choices; ++k) through_gates += grad_gate[k] * gate[k];
-#pragma omp simd reduction(+ : dot)
+void gradient_row(const W* logits, W log_z, const W* grad_probs, W grad_log_z, const int64_t* index,
+                  const W* grad_gate, K choices, W* through, W* out, int64_t width) {
+  W sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
   for (int64_t e = 0; e < width; ++e) {
-    out[e] = exponential(logits[e] - greatest) * inverse;
+    out[e] = exponential(logits[e] - log_z);
+    sum += out[e];
     dot += out[e] * grad_probs[e];
   }
-  const W all = grad_log_z - dot - through_gates;
+  const W inverse = W(1) / sum;
+  W all = grad_log_z - dot * inverse;
+  for (int64_t k = 0; k < choices; ++k) {
+    through[k] = grad_gate[k] * out[index[k]] * inverse;
+    all -= through[k];
+  }
 #pragma omp simd
-  for (int64_t e = 0; e < width; ++e) out[e] *= grad_probs[e] + all;
-  for (int64_t k = 0; k < choices; ++k) out[index[k]] += grad_gate[k] * gate[k];
+  for (int64_t e = 0; e < width; ++e) out[e] *= inverse * (grad_probs[e] + all);
+  for (int64_t k = 0; k < choices; ++k) out[index[k]] += through[k];
 }
 
 template <typename W>
@@ -166,22 +175,25 @@ class Queues {
   std::vector<int64_t> counts_;
 };
 
-// indices, gates, log sum exp, entropy, sums of probabilities over the real tokens of each group (in an order that does
-// not depend on the number of threads); where groups are whole, places in the queues of first choices and how many
-// tokens name each expert [groups, choices, experts]; greatest logit, 1 / sum exp(logit - greatest)
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& logits_in, const std::optional<Tensor>& noise_in, const Tensor& group_in, const Tensor& real_in,
-    int64_t groups, bool whole, int64_t choices) {
-  const Tensor logits = logits_in.contiguous(), group = group_in.contiguous(), real = real_in.contiguous();
+// Of tokens x, or where there is no weight of logits: the logits that were made, indices, gates, log sum exp, entropy,
+// sums of probabilities over the real tokens of each group (in an order that does not depend on the number of threads);
+// where groups are whole, places in the queues of first choices and how many tokens name each expert [groups, choices,
+// experts]
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& states, double size,
+    const std::optional<Tensor>& noise_in, const Tensor& group_in, const Tensor& real_in, int64_t groups, bool whole,
+    int64_t choices) {
+  const Tensor group = group_in.contiguous(), real = real_in.contiguous();
+  const Tensor logits = weight ? empty_logits(x, *weight) : x.contiguous();
   check(logits, group, real);
+  const Score score = weight ? score_of(x, *weight, states, size, logits) : Score();
   const Tensor noise = noise_in ? noise_in->contiguous() : Tensor();
   const int64_t tokens = logits.size(0), width = logits.size(1);
   TORCH_CHECK(0 < choices && choices <= width, choices, " choices of ", width, " experts");
   const auto options = logits.options();
   Tensor index = at::empty({tokens, choices}, options.dtype(at::kLong)), sums = at::zeros({groups, width}, options);
   Tensor gate = at::empty({tokens, choices}, options), log_z = at::empty({tokens}, options),
-         entropy = at::empty({tokens}, options), greatest = at::empty({tokens}, options),
-         inverse = at::empty({tokens}, options);
+         entropy = at::empty({tokens}, options);
   Tensor place = at::zeros({whole ? tokens : 0}, index.options()),
          count = at::zeros({whole ? groups : 0, choices, width}, index.options());
   AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_forward", [&] {
@@ -189,21 +201,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const W *lp = logits.const_data_ptr<W>(), *np = noise_in ? noise.const_data_ptr<W>() : nullptr;
     const bool* rp = real.const_data_ptr<bool>();
     int64_t *ip = index.data_ptr<int64_t>(), *place_p = place.data_ptr<int64_t>();
-    W *gp = gate.data_ptr<W>(), *zp = log_z.data_ptr<W>(), *ep = entropy.data_ptr<W>(), *mp = greatest.data_ptr<W>(),
-      *vp = inverse.data_ptr<W>(), *sp = sums.data_ptr<W>();
+    W *gp = gate.data_ptr<W>(), *zp = log_z.data_ptr<W>(), *ep = entropy.data_ptr<W>(), *sp = sums.data_ptr<W>();
     const std::vector<Run> runs = runs_of(group.const_data_ptr<int64_t>(), tokens);
     std::vector<W> parts(runs.size() * width, W(0));
     Queues queues(whole ? runs.size() : 0, choices, width);
     with_choices(choices, [&](auto K) {
-      at::parallel_for(0, runs.size(), grain(width * kBlock), [=, &runs, &parts, &queues](int64_t begin, int64_t end) {
+      const int64_t least = score ? 1 : grain(width * kBlock);
+      at::parallel_for(0, runs.size(), least, [=, &runs, &parts, &queues, &score](int64_t begin, int64_t end) {
         std::vector<W> powers(width), left(width);
         for (int64_t r = begin; r < end; ++r) {
+          if (score) score(runs[r].begin, runs[r].end);
           W* part = parts.data() + r * width;
           for (int64_t t = runs[r].begin; t < runs[r].end; ++t) {
             const W* noise_row = np ? np + t * width : nullptr;
             const Row<W> row =
                 route_row(lp + t * width, noise_row, left.data(), powers.data(), width, ip + t * K, gp + t * K, K);
-            zp[t] = row.log_z, ep[t] = row.entropy, mp[t] = row.greatest, vp[t] = row.inverse;
+            zp[t] = row.log_z, ep[t] = row.entropy;
             if (rp[t]) add_row(powers.data(), row.inverse, part, width);
             if (rp[t] && whole) place_p[t] = queues.add(r, ip + t * K);
           }
@@ -217,14 +230,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       if (whole) queues.settle(r, runs[r], rp, ip, place_p, named);
     }
   });
-  return {index, gate, log_z, entropy, sums, place, count, greatest, inverse};
+  const Tensor made = weight ? logits : at::empty({0, width}, options);
+  return {made, index, gate, log_z, entropy, sums, place, count};
 }
 
 // gradient of the logits from those of gates, log sum exp and the groups' sums
-Tensor backward(const Tensor& logits_in, const Tensor& index, const Tensor& gate, const Tensor& greatest,
-                const Tensor& inverse, const Tensor& group, const Tensor& real, const Tensor& grad_gate_in,
-                const Tensor& grad_log_z_in, const Tensor& grad_probs_in) {
-  const Tensor logits = logits_in.contiguous(), groups = group.contiguous(), reals = real.contiguous();
+Tensor backward(const Tensor& logits_in, const Tensor& log_z_in, const Tensor& index, const Tensor& group,
+                const Tensor& real, const Tensor& grad_gate_in, const Tensor& grad_log_z_in,
+                const Tensor& grad_probs_in) {
+  const Tensor logits = logits_in.contiguous(), log_z = log_z_in.contiguous(), groups = group.contiguous(), reals = real.contiguous();
   check(logits, groups, reals);
   const Tensor grad_gate = grad_gate_in.contiguous(), grad_log_z = grad_log_z_in.contiguous(),
                grad_probs = grad_probs_in.contiguous();
@@ -233,17 +247,17 @@ Tensor backward(const Tensor& logits_in, const Tensor& index, const Tensor& gate
   AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "route_backward", [&] {
     using W = scalar_t;
     const std::vector<W> zeros(width, W(0));
-    const W *lp = logits.const_data_ptr<W>(), *mp = greatest.const_data_ptr<W>(), *vp = inverse.const_data_ptr<W>(),
-            *gp = gate.const_data_ptr<W>(), *dp = grad_gate.const_data_ptr<W>(),
+    const W *lp = logits.const_data_ptr<W>(), *mp = log_z.const_data_ptr<W>(), *dp = grad_gate.const_data_ptr<W>(),
             *zp = grad_log_z.const_data_ptr<W>(), *sp = grad_probs.const_data_ptr<W>();
     const int64_t *ip = index.const_data_ptr<int64_t>(), *np = groups.const_data_ptr<int64_t>();
     const bool* rp = reals.const_data_ptr<bool>();
     W* op = out.data_ptr<W>();
     with_choices(index.size(1), [&](auto K) {
       at::parallel_for(0, tokens, grain(width), [&](int64_t begin, int64_t end) {
+        std::vector<W> through(K);
         for (int64_t t = begin; t < end; ++t) {
           const W* of_sums = rp[t] ? sp + np[t] * width : zeros.data();
-          gradient_row(lp + t * width, of_sums, mp[t], vp[t], zp[t], ip + t * K, gp + t * K, dp + t * K, K,
+          gradient_row(lp + t * width, mp[t], of_sums, zp[t], ip + t * K, dp + t * K, K, through.data(),
                        op + t * width, width);
         }
       });

@@ -10,7 +10,7 @@ from megaswitch.ops.fused.dropout import dropout, features_uniform, jitter
 from megaswitch.ops.fused.permute import permute, unpermute
 from megaswitch.ops.fused.products import cpu_products, gpu_products
 from megaswitch.ops.fused.rms_norm import add_rms_norm, rms_norm
-from megaswitch.ops.fused.router import route
+from megaswitch.ops.fused.router import route, route_gradient, tokens_gradient
 from megaswitch.ops.fused.routing import count_choices, lane_order, queue
 from megaswitch.ops.ops import Ops
 
@@ -29,6 +29,8 @@ def fused_ops(name: str, kernels: Any) -> Ops:
         cross_entropy_statistics=partial(cross_entropy_statistics, kernels),
         cross_entropy_gradient=partial(cross_entropy_gradient, kernels),
         route=partial(route, kernels),
+        route_gradient=partial(route_gradient, kernels),
+        tokens_gradient=partial(tokens_gradient, kernels),
         queue=partial(queue, kernels),
         count_choices=partial(count_choices, kernels),
         lane_order=partial(lane_order, kernels),

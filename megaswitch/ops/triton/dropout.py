@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megaswitch.ops.triton.random import drawn, threshold
+from megaswitch.ops.triton.random import drawn, factors, threshold
 from megaswitch.ops.triton.tune import wide
 
 _TILE = {"ROWS": 16, "COLS": 256}
@@ -43,8 +43,7 @@ def _jitter(x, states, out, N, F, size: tl.constexpr, WIDE: tl.constexpr, ROWS: 
     n, f, inside = _places(N, F, ROWS, COLS)
     at = n[:, None] * F + f[None, :]
     value = tl.load(x + at, mask=inside, other=0.0)
-    number = drawn(states, n, N, f.to(tl.int64)).to(WIDE) * 5.9604644775390625e-08  # 2^-24
-    factor = (1.0 + size * (2.0 * number - 1.0)).to(value.dtype)
+    factor = factors(states, n, N, f.to(tl.int64), size, WIDE).to(value.dtype)
     tl.store(out + at, (value.to(WIDE) * factor.to(WIDE)).to(value.dtype), mask=inside)
 
 

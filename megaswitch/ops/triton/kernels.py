@@ -34,6 +34,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "cross_entropy_gradient": cross_entropy.cross_entropy_gradient,
     "route_forward": router.route_forward,
     "route_backward": router.route_backward,
+    "tokens_gradient": router.tokens_gradient,
     "queue": routing.queue,
     "count_choices": routing.count_choices,
     "lane_order": routing.lane_order,

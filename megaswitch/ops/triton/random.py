@@ -28,6 +28,13 @@ def drawn(states, n, N, counter):
     return fold(state[:, None], counter[None, :]) >> 8
 
 
+@triton.jit
+def factors(states, n, N, counter, size: tl.constexpr, WIDE: tl.constexpr):
+    """Numbers from 1 - size to 1 + size likewise."""
+    number = drawn(states, n, N, counter).to(WIDE) * 5.9604644775390625e-08  # 2^-24
+    return 1.0 + size * (2.0 * number - 1.0)
+
+
 def threshold(rate: float) -> int:
     """The least such bits that dropout lets through: numbers are multiples of 2^-24, compared in float32."""
     return int(torch.tensor(rate, dtype=torch.float32).mul(2.0**24).ceil())

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megaswitch.layers.moe.choice import Choice, Places, Smooth
+from megaswitch.layers.moe.choice import Choice, Smooth
 from megaswitch.layers.moe.noise import Noise
+from megaswitch.layers.moe.scores import Scores
 from megaswitch.model.config import ModelConfig
-from megaswitch.ops.ops import BY_DEFINITION, Ops
 from megaswitch.ops.reference.random import OPEN_INTERVAL
 
 
@@ -21,22 +21,16 @@ def normal(uniform: Tensor) -> Tensor:
     return (2.0 * uniform.clamp(*OPEN_INTERVAL) - 1.0).erfinv() * sqrt(2.0)
 
 
-def pick_noisy(
-    clean_TE: Tensor,
-    raw_std_TE: Tensor,
-    normal_TE: Tensor | None,
-    places: Places,
-    choices: int,
-    ops: Ops = BY_DEFINITION,
-) -> Choice:
+def pick_noisy(scores: Scores, raw_std_TE: Tensor, normal_TE: Tensor | None, choices: int) -> Choice:
     """The `choices` experts of greatest clean + normal * softplus(raw_std), gates by a softmax over these alone.
 
     Without noise (evaluation) the clean logits decide and there is no load.
     """
     std_TE = F.softplus(raw_std_TE)
-    noise_TE = None if normal_TE is None else normal_TE.to(clean_TE.dtype) * std_TE
+    noise_TE = None if normal_TE is None else normal_TE.to(std_TE.dtype) * std_TE
+    routed = scores.route(noise_TE, choices)
+    clean_TE = routed.logits_TE
     noisy_TE = clean_TE if noise_TE is None else clean_TE + noise_TE
-    routed = ops.route(clean_TE, noise_TE, *places, choices)
     gate_TK = torch.softmax(noisy_TE.gather(-1, routed.index_TK), -1)
     importance_TE = torch.zeros_like(clean_TE).scatter(-1, routed.index_TK, gate_TK)
     load_TE = None if normal_TE is None else _load(clean_TE, noisy_TE, std_TE, choices)
@@ -44,9 +38,7 @@ def pick_noisy(
         index_TK=routed.index_TK,
         wanted_TK=torch.ones_like(routed.index_TK, dtype=torch.bool),
         gate_TK=gate_TK,
-        log_z_T=routed.log_z_T,
-        entropy_T=routed.entropy_T,
-        queued=routed.queued,
+        routed=routed,
         smooth=Smooth(importance_TE, load_TE),
     )
 
@@ -64,12 +56,10 @@ def _load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, choices: int) -> T
     return 0.5 * (1.0 + torch.erf(z_TE / sqrt(2.0)))
 
 
-def noisy_top_k(
-    clean_TE: Tensor, raw_std_TE: Tensor, places: Places, config: ModelConfig, noise: Noise, ops: Ops
-) -> Choice:
+def noisy_top_k(scores: Scores, raw_std_TE: Tensor, config: ModelConfig, noise: Noise) -> Choice:
     """`pick_noisy` with the configured number of choices; noise in training only."""
     normal_TE = None
     if noise.training:
-        normal_TE = normal(noise.uniform("noisy", clean_TE.shape[1]).to(clean_TE.dtype))
+        normal_TE = normal(noise.uniform("noisy", config.num_experts).to(raw_std_TE.dtype))
     choices = min(config.router_choices, config.num_experts)
-    return pick_noisy(clean_TE, raw_std_TE, normal_TE, places, choices, ops)
+    return pick_noisy(scores, raw_std_TE, normal_TE, choices)
