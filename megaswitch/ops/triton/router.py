@@ -34,6 +34,7 @@ from megaswitch.utils.precision import at_least_float32
 _MOST_EXPERTS = 128
 _TOGETHER = 64
 _DEEP = 32
+_WARPS = 8  # with 4 registers spill
 _TOKENS = 128
 _TILE = 32
 _EXPERTS = 512
@@ -45,9 +46,8 @@ def _choose(x, t, e, T, E, noise, index, gate, log_z, entropy, greatest, inverse
     """All that is said of tokens t by their logits x [t, e], which are -inf where there is no expert."""
     there, expert = t < T, (e < E)[None, :]
     top = tl.max(x, 1)
-    weights = tl.exp(x - top[:, None])
-    total = tl.sum(weights, 1)
-    p = weights / total[:, None]
+    total = tl.sum(tl.exp(x - top[:, None]), 1)
+    p = tl.exp(x - top[:, None]) / total[:, None]
     tl.store(log_z + t, top + tl.log(total), mask=there)
     tl.store(entropy + t, -tl.sum(tl.where(p > 0.0, p * tl.log(tl.where(p > 0.0, p, 1.0)), 0.0), 1), mask=there)
     tl.store(greatest + t, top, mask=there)
@@ -58,14 +58,16 @@ def _choose(x, t, e, T, E, noise, index, gate, log_z, entropy, greatest, inverse
     # What is chosen, and what is no expert, counts as less than experts without a chance: none is chosen twice.
     wanted = tl.where(expert, tl.where(wanted > _LOWEST, wanted, _LOWEST), float("-inf"))
     for k in range(K):
-        choice = tl.argmax(wanted, 1)
+        logit, choice = tl.max(wanted, 1, return_indices=True)
         chosen = e[None, :] == choice[:, None]
+        if noise is not None:
+            logit = tl.sum(tl.where(chosen, x, 0.0), 1)
         tl.store(index + t * K + k, choice.to(tl.int64), mask=there)
-        tl.store(gate + t * K + k, tl.sum(tl.where(chosen, p, 0.0), 1), mask=there)
+        tl.store(gate + t * K + k, tl.exp(logit - top) / total, mask=there)
         wanted = tl.where(chosen, float("-inf"), wanted)
 
 
-@tuned([4, 1, 8], ["E"])
+@tuned([4, 2, 8], ["E"])
 @triton.jit
 def _of_logits(
     logits, noise, index, gate, log_z, entropy, greatest, inverse, T, E, K: tl.constexpr, BLOCK: tl.constexpr
@@ -75,7 +77,6 @@ def _of_logits(
     _choose(x, t, e, T, E, noise, index, gate, log_z, entropy, greatest, inverse, K)
 
 
-@tuned([4, 8], ["D", "E"])
 @triton.jit
 def _of_tokens(
     tokens, weight, states, logits, noise, index, gate, log_z, entropy, greatest, inverse, T, D, E, stride_d, stride_e,
@@ -192,8 +193,9 @@ def _product(
 ) -> None:
     states, (width, experts) = None if states is None else states.contiguous(), weight.shape
     constants = {"WIDE": wide(logits.dtype), "TOKENS": _TOGETHER, "BLOCK": block(experts, _MOST_EXPERTS), "DEEP": _DEEP}
+    sizes = (width, experts, *weight.stride())
     _of_tokens[(triton.cdiv(len(x), _TOGETHER),)](
-        x, weight, states, logits, *outputs, width, experts, *weight.stride(), size=size, K=choices, **constants
+        x, weight, states, logits, *outputs, *sizes, size=size, K=choices, num_warps=_WARPS, **constants
     )
 
 
