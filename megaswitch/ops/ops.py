@@ -82,7 +82,7 @@ class Ops:
     unpermute: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = unpermute
     attention: Callable[[Tensor, Tensor, Tensor, Bias, Drop | None], Tensor] = attention
     adafactor: Passes = PASSES
-    adamw_: Callable[[Tensor, Tensor, Tensor, Tensor, AdamStep], None] = adamw_
+    adamw_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, AdamStep], None] = adamw_
     joint: Joint | None = None
     compiled: tuple[str, ...] = ()
 

@@ -10,9 +10,6 @@ from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig
 from megaswitch.optim.optimizer import Done, StateTensor, nothing
 
-_RUN = 1 << 20
-"""Elements that are widened together where gradients or moments are narrower than masters: copies of them are small."""
-
 
 class AdamW:
     """Adam with decoupled weight decay; moments are cut like the masters, and as wide unless `optim.moment_dtype` makes
@@ -28,14 +25,9 @@ class AdamW:
     def step(self, lr: float, count: int, done: Done = nothing) -> None:
         """Update number `count` (from 1); calls `done` with each updated bucket."""
         c = self.config
-        for bucket, *moments in zip(self.buckets.buckets, self.first, self.second, strict=True):
+        for bucket, first, second in zip(self.buckets.buckets, self.first, self.second, strict=True):
             step = AdamStep(count, lr, c.beta1, c.beta2, c.eps, c.weight_decay if bucket.kind.decay else 0.0)
-            tensors = (bucket.master, bucket.grad_segment, *moments)
-            alike = len({tensor.dtype for tensor in tensors}) == 1
-            length = bucket.segment_size if alike else _RUN
-            for start in range(0, bucket.segment_size, length):
-                weights_N, grad_N, first_N, second_N = (tensor[start : start + length] for tensor in tensors)
-                self.adamw_(weights_N, grad_N, first_N, second_N, step)
+            self.adamw_(bucket.master, bucket.grad_segment, first, second, bucket.rounding(), step)
             done(bucket)
 
     def state(self) -> Iterator[StateTensor]:

@@ -137,6 +137,7 @@ class Bucket:
         self.params = {entry.spec.name: self._parameter(entry) for entry in entries}
         self.pieces = self._pieces()
         self._growing = set(self.params)
+        self._rounded = False
         self._reducing: Pending | None = None
         self._gathering: Pending | None = None
 
@@ -201,13 +202,23 @@ class Bucket:
         if self._separate:
             self.master.copy_(self._own(self.weights))
 
+    def rounding(self) -> Tensor | None:
+        """For an optimizer that rounds the masters while it updates them: this rank's segment of the weights, which
+        `begin_publish` then finds as they are to be; None where they are the masters."""
+        if not self._separate:
+            return None
+        self.await_weights()
+        self._rounded = True
+        return self._own(self.weights)
+
     def begin_publish(self) -> None:
         """Begin to bring the masters of all segments into the weights of all ranks."""
-        own = self._own(self.weights)
+        own, rounded = self._own(self.weights), self._rounded or not self._separate
+        self._rounded = False
         if self.axes.divided:
-            part = self.master.to(own.dtype) if self._separate else own.clone()
+            part = own.clone() if rounded else self.master.to(own.dtype)
             self._gathering = start_all_gather(part, self.axes.data, out=self.weights)
-        elif self._separate:
+        elif not rounded:
             own.copy_(self.master)
 
     def await_weights(self) -> None:

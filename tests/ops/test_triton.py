@@ -19,7 +19,7 @@ from megaswitch.ops.unavailable import Unavailable
 pytest.importorskip("triton", reason="triton is not installed here")
 
 HERE = Path(__file__).parent
-FUSED = ["rms_norm", "dropout", "cross_entropy", "router", "permute", "products", "attention"]
+FUSED = ["adamw", "rms_norm", "dropout", "cross_entropy", "router", "permute", "products", "attention"]
 TESTS = ["adafactor", *(f"fused_{name}" for name in FUSED)]
 ALL = "not is_refused"
 """A GPU cannot refuse an expert that there is not without being waited for."""

@@ -5,7 +5,7 @@ import torch
 
 from megaswitch.model.transformer import alone
 from megaswitch.ops.ops import Ops
-from megaswitch.optim import adamw
+from megaswitch.ops.reference import adamw
 from megaswitch.optim.adamw import AdamW
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.config import OptimConfig

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaswitch.model.transformer import alone
+from megaswitch.ops.cpp.load import cpp_kernels
+from megaswitch.ops.fused.backend import fused_ops
 from megaswitch.ops.ops import Ops
 from megaswitch.optim.bucket import Axes, Bucket, Entry, Kind, types_for
 from megaswitch.optim.buckets import Buckets
@@ -101,10 +103,12 @@ def test_narrow_gradients_are_summed_in_float32(dtype):
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_masters_move_when_bf16_weights_do_not(name):
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_masters_move_when_bf16_weights_do_not(name, backend):
     """Steps of 1e-3 are under half of bf16's spacing at 1; they are not lost but add up."""
     buckets = buckets_of(torch.bfloat16)
-    optimizer = make_optimizer(buckets, OptimConfig(name=name), Ops())
+    ops = Ops() if backend == "reference" else fused_ops("cpp", cpp_kernels())
+    optimizer = make_optimizer(buckets, OptimConfig(name=name), ops)
     weights = []
     for step in range(1, 9):
         for bucket in buckets.buckets:

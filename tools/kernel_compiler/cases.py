@@ -105,5 +105,8 @@ def _optimizer(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]
     yield _case("adafactor_squares_", on_paper(2, E), weights, grad, rows, cols)
     yield _case("adafactor_apply_", weights, grad, rows, cols, on_paper(E))
     flat = on_paper(N * 8)
+    narrow = flat.to(dtype)
+    rounded = narrow if dtype == BF16 else None
+    yield _case("adamw_", flat, narrow, narrow, narrow, rounded, 0.1, 0.9, 0.99, 1e-8, 0.0, 1)
     yield _case("adafactor_moments_", flat, on_paper(2, 1), flat, flat.to(dtype), 0.9, 1e-30)
     yield _case("adafactor_apply_moments_", flat, flat.to(dtype), flat, on_paper(1))

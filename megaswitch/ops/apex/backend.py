@@ -44,14 +44,22 @@ def add_rms_norm(apex: Apex, x_BLD: Tensor, y_BLD: Tensor, w_D: Tensor) -> tuple
 
 
 def adamw_(
-    apex: Apex, weights_N: Tensor, grad_N: Tensor, first_N: Tensor, second_N: Tensor, step: AdamStep
+    apex: Apex,
+    weights_N: Tensor,
+    grad_N: Tensor,
+    first_N: Tensor,
+    second_N: Tensor,
+    rounded_N: Tensor | None,
+    step: AdamStep,
 ) -> None:
     """`ops.reference.adamw.adamw_` by the kernel of `apex.optimizers.FusedAdam`, and itself where tensors differ in
     type."""
     tensors = (grad_N, weights_N, first_N, second_N)
     if len({tensor.dtype for tensor in tensors}) > 1:
-        return reference.adamw_(weights_N, grad_N, first_N, second_N, step)
+        return reference.adamw_(weights_N, grad_N, first_N, second_N, rounded_N, step)
     overflow = torch.zeros(1, dtype=torch.int32, device=weights_N.device)
     decoupled = bias_correction = 1
     numbers = (step.lr, step.beta1, step.beta2, step.eps, step.count, decoupled, bias_correction, step.weight_decay)
     apex.multi_tensor_applier(apex.multi_tensor_adam, overflow, [[tensor] for tensor in tensors], *numbers)
+    if rounded_N is not None:
+        rounded_N.copy_(weights_N)

@@ -118,7 +118,8 @@ Score score_by(const at::Tensor& x, const at::Tensor& weight, const std::optiona
 
 inline Score score_of(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& states,
                       double size, const at::Tensor& out) {
-  TORCH_CHECK(x.size(1) > 0 && x.size(1) == weight.size(0), "a token has ", x.size(1), " numbers and the matrix ", weight.size(0));
+  TORCH_CHECK(x.size(1) > 0 && x.size(1) == weight.size(0), "a token has ", x.size(1), " numbers and the matrix ",
+              weight.size(0));
   check_states(states, x.size(0));
   Score score;
   with_types(x.scalar_type(), weight.scalar_type(), [&](auto token, auto number) {

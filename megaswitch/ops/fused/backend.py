@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from megaswitch.ops.fused.adafactor import passes
+from megaswitch.ops.fused.adamw import adamw_
 from megaswitch.ops.fused.attention import attention
 from megaswitch.ops.fused.cross_entropy import cross_entropy_gradient, cross_entropy_statistics
 from megaswitch.ops.fused.dropout import dropout, features_uniform, jitter
@@ -37,4 +38,5 @@ def fused_ops(name: str, kernels: Any) -> Ops:
         permute=partial(permute, kernels),
         unpermute=partial(unpermute, kernels),
         adafactor=passes(kernels),
+        adamw_=partial(adamw_, kernels),
     )

@@ -2,6 +2,7 @@
 
 from megaswitch.ops.fused import (
     adafactor,
+    adamw,
     attention,
     cross_entropy,
     dropout,
@@ -16,6 +17,7 @@ from megaswitch.ops.fused import (
 KERNELS = (
     *rms_norm.KERNELS,
     *adafactor.KERNELS,
+    *adamw.KERNELS,
     *attention.KERNELS,
     *dropout.KERNELS,
     *cross_entropy.KERNELS,

@@ -5,6 +5,7 @@ from typing import Any
 
 from megaswitch.ops.triton import (
     adafactor,
+    adamw,
     attention,
     cross_entropy,
     dropout,
@@ -27,6 +28,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     "adafactor_update_": adafactor.adafactor_update_,
     "adafactor_moments_": adafactor.adafactor_moments_,
     "adafactor_apply_moments_": adafactor.adafactor_apply_moments_,
+    "adamw_": adamw.adamw_,
     "dropout": dropout.dropout,
     "jitter": dropout.jitter,
     "features_uniform": dropout.features_uniform,

@@ -1,0 +1,40 @@
+"""AdamW in one pass, with the rounding of the weights that layers find.
+
+N elements.
+"""
+
+from dataclasses import astuple
+from typing import Any
+
+from torch import Tensor
+
+from megaswitch.ops.library import Kernel
+from megaswitch.ops.reference.adamw import AdamStep
+
+
+def _nothing(*_: Any) -> None:
+    """In place: there is nothing to give."""
+
+
+KERNELS = (
+    Kernel(
+        "adamw_",
+        "(Tensor(a!) weights, Tensor grad, Tensor(b!) first, Tensor(c!) second, Tensor(d!)? rounded, float lr,"
+        " float beta1, float beta2, float eps, float weight_decay, int count) -> ()",
+        _nothing,
+    ),
+)
+
+
+def adamw_(
+    kernels: Any,
+    weights_N: Tensor,
+    grad_N: Tensor,
+    first_N: Tensor,
+    second_N: Tensor,
+    rounded_N: Tensor | None,
+    step: AdamStep,
+) -> None:
+    """`ops.reference.adamw.adamw_` by these kernels."""
+    count, *numbers = astuple(step)
+    kernels.adamw_(weights_N, grad_N, first_N, second_N, rounded_N, *numbers, count)
