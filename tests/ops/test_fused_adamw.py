@@ -24,7 +24,7 @@ def tensors(size, types, rounded):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("types", TYPES)
-@pytest.mark.parametrize("size", [0, 1, 37, 70_000])
+@pytest.mark.parametrize("size", [0, 1, 37, 3_000 if INTERPRETED else 70_000])
 @pytest.mark.parametrize("rounded", [False, True])
 def test_updates(library, types, size, rounded):
     kernels = load(library)
