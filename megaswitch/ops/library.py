@@ -32,6 +32,10 @@ class Kernel:
     flops: Callable[..., int] | None = None
 
 
+def nothing(*_: Any) -> None:
+    """What a kernel gives that works in place."""
+
+
 @cache
 def library(namespace: str, kernels: tuple[Kernel, ...]) -> Any:
     """The operators of a library, defined at the first call; whoever has implementations adds them."""

@@ -9,46 +9,41 @@ from typing import Any
 
 from torch import Tensor
 
-from megaswitch.ops.library import Kernel
+from megaswitch.ops.library import Kernel, nothing
 from megaswitch.ops.reference import adafactor as reference
 from megaswitch.ops.reference.adafactor import LEAST_SCALE, SQUARE_EPSILON, Passes, Step
-
-
-def _nothing(*_: Any) -> None:
-    """In place: there is nothing to give."""
-
 
 KERNELS = (
     Kernel(
         "adafactor_mean_squares_",
         "(Tensor(a!) rows, Tensor(b!) cols, Tensor grad, float row_length, float col_length, float eps) -> ()",
-        _nothing,
+        nothing,
     ),
     Kernel(
         "adafactor_squares_",
         "(Tensor(a!) sums, Tensor weights, Tensor grad, Tensor rows, Tensor cols) -> ()",
-        _nothing,
+        nothing,
     ),
     Kernel(
         "adafactor_apply_",
         "(Tensor(a!) weights, Tensor grad, Tensor rows, Tensor cols, Tensor scale) -> ()",
-        _nothing,
+        nothing,
     ),
     Kernel(
         "adafactor_update_",
         "(Tensor(a!) weights, Tensor(b!) rows, Tensor(c!) cols, Tensor grad, float decay, float lr, float clip,"
         " bool scaled, float eps, float least) -> ()",
-        _nothing,
+        nothing,
     ),
     Kernel(
         "adafactor_moments_",
         "(Tensor(a!) second, Tensor(b!) sums, Tensor weights, Tensor grad, float decay, float eps) -> ()",
-        _nothing,
+        nothing,
     ),
     Kernel(
         "adafactor_apply_moments_",
         "(Tensor(a!) weights, Tensor grad, Tensor second, Tensor scale) -> ()",
-        _nothing,
+        nothing,
     ),
 )
 

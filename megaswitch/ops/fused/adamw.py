@@ -9,21 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from megaswitch.ops.library import Kernel
+from megaswitch.ops.library import Kernel, nothing
 from megaswitch.ops.reference import adamw as reference
 from megaswitch.ops.reference.adamw import AdamStep
-
-
-def _nothing(*_: Any) -> None:
-    """In place: there is nothing to give."""
-
 
 KERNELS = (
     Kernel(
         "adamw_",
         "(Tensor(a!) weights, Tensor grad, Tensor(b!) first, Tensor(c!) second, Tensor(d!)? rounded, float lr,"
         " float beta1, float beta2, float eps, float weight_decay, int count) -> ()",
-        _nothing,
+        nothing,
     ),
 )
 
