@@ -17,6 +17,7 @@ from torch import Tensor
 from megaswitch.comm.collectives import all_reduce_
 from megaswitch.model.transformer import alone
 from megaswitch.ops.registry import choose_ops
+from megaswitch.optim.bucket import Bucket
 from megaswitch.optim.buckets import Buckets
 from megaswitch.optim.clip import clip_, gradient_squares
 from megaswitch.optim.config import OptimConfig
@@ -161,6 +162,34 @@ def test_no_cut_changes_a_clipped_update(world, n, layout):
     serial = run(alone(CPU), config, zero=True, clip=clip)
     assert min(serial.norms) > clip
     assert_equal_parts(serial, world(n, run_here, n, layout, config, True, clip), n, layout)
+
+
+def round_here(optimizer: str, backend: str, zero: bool) -> tuple[Slices, dict[str, NDArray[np.float64]]]:
+    """This rank's masters after some steps, and its weights in bfloat16."""
+    topology = make_topology(make_grid(LayoutConfig(), 2), dist.get_rank(), CPU)
+    buckets = Buckets(SPECS, OWNERS, topology, torch.bfloat16, zero=zero, bucket_elements=150)
+    buckets.initialise(7)
+    made = make_optimizer(buckets, OPTIMIZERS[optimizer], choose_ops(backend, CPU))
+    for step in range(1, STEPS + 1):
+        buckets.zero_grad()
+        for bucket in buckets.buckets:
+            bucket.grads.copy_(torch.randn(len(bucket.grads), generator=torch.Generator().manual_seed(step)))
+        buckets.reduce()
+        made.step(0.01, step, Bucket.begin_publish)
+    buckets.await_weights(buckets.params)
+    return slices_of(master_state(buckets)), {n: p.detach().double().numpy() for n, p in buckets.params.items()}
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize(("optimizer", "backend"), [("adamw", "auto"), ("adamw", "reference"), ("adafactor", "auto")])
+def test_weights_are_the_masters_rounded(world, optimizer, backend, zero):
+    """On every rank, whether the optimizer rounds its own or the bucket does."""
+    ranks = world(2, round_here, optimizer, backend, zero)
+    masters = whole(slices for slices, _ in ranks)
+    for _, weights in ranks:
+        for name, weight in weights.items():
+            rounded = torch.from_numpy(masters[f"weight/{name}"]).float().bfloat16().double().numpy()
+            np.testing.assert_array_equal(weight, rounded)
 
 
 STATE_OF = {
