@@ -1,1 +1,1 @@
-"""One routing algorithm a file: pure functions from a router's logits to a Choice."""
+"""One routing algorithm a file: functions from a router's scores to a Choice."""
