@@ -23,7 +23,8 @@ _LISTED = 12
 
 
 def measure(options: Options) -> None:
-    """Profiles several steps; the parts' shares are the profile's, the whole is timed without it."""
+    """Profiles several steps; the parts' shares are the profile's without its own time, the whole is timed without
+    it."""
     model = switch_model(options, options.experts)
     refuse_too_large([model])
     ours = Ours(run_config(model, options))
@@ -33,7 +34,7 @@ def measure(options: Options) -> None:
     warm = 1 if options.quick else SETTLED
     whole = in_turns({"step": clocked(ours.step)}, repeats, options.threads, warm)["step"]
     profiles = [_profiled(ours) for _ in range(repeats)]
-    shares = _shares(profiles)
+    shares = _shares(profiles, whole.median)
     size = DTYPES[options.dtype].itemsize
     floors = {part: need.seconds(rates) for part, need in needs(ours.config, record, size).items()}
     host = _host_work(ours)
@@ -69,11 +70,22 @@ def _host_work(ours: Ours) -> dict[str, dict[str, int]]:
     return watch.host.facts()
 
 
-def _shares(profiles: list[EventList]) -> dict[str, float]:
+def _shares(profiles: list[EventList], whole: float) -> dict[str, float]:
     """The median of each part's share over the profiles, made to add up to 1."""
-    found = [Counter(by_part(events)) for events in profiles]
+    found = [_without_own_time(events, whole) for events in profiles]
     middle = {part: statistics.median(one[part] / one.total() for one in found) for part in PARTS}
     return {part: share / sum(middle.values()) for part, share in middle.items()}
+
+
+def _without_own_time(events: EventList, whole: float) -> Counter[str]:
+    """Seconds by part. What a step takes longer than `whole` under the profile is the profile's own time, the same for
+    every event: a part of many small operations would otherwise look dearer than it is."""
+    calls: Counter[str] = Counter()
+    for (part, _), (number_of, _) in operations(events).items():
+        calls[part] += number_of
+    found = Counter(by_part(events))
+    each = max(0.0, found.total() - whole) / max(1, calls.total())
+    return Counter({part: max(0.0, seconds - each * calls[part]) for part, seconds in found.items()})
 
 
 def _tell(shares: dict[str, float], floors: dict[str, float], whole: Figure) -> None:
