@@ -97,6 +97,13 @@ TYPES = [(torch.float64, torch.float64), (torch.float32, torch.float32), (BF16, 
 """Of tokens and of the matrix, which is the product's."""
 
 
+def matrix_and_jitter(shape, dtype, size, transposed):
+    tokens, width, experts = shape
+    weight = numbers(experts, width, seed=1, dtype=dtype).t() / width**0.5
+    states = torch.randint(2**32, (tokens,), generator=torch.Generator().manual_seed(2))
+    return weight if transposed else weight.contiguous(), None if size is None else Jitter(states, size)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", OF_TOKENS)
@@ -105,11 +112,8 @@ TYPES = [(torch.float64, torch.float64), (torch.float32, torch.float32), (BF16, 
 def test_of_tokens(library, dtype, shape, size, transposed):
     """Logits are the definition's but for roundings, and the rest is what it says of these logits."""
     kernels, (tokens, width, experts), (kind, of_matrix) = load(library), shape, dtype
-    weight = numbers(experts, width, seed=1, dtype=of_matrix).t() / width**0.5
-    states = torch.randint(2**32, (tokens,), generator=torch.Generator().manual_seed(2))
-    jitter = None if size is None else Jitter(states, size)
     x = numbers(tokens, width, seed=0, dtype=kind)
-    scored = Scored(x, weight if transposed else weight.contiguous(), jitter)
+    scored = Scored(x, *matrix_and_jitter(shape, of_matrix, size, transposed))
     where, choices = places(tokens, 2), min(2, experts)
     found = fused.route(kernels, scored, None, *where, True, choices)
     by_definition = reference.route(scored, None, *where, True, choices)
@@ -128,12 +132,9 @@ def test_of_tokens(library, dtype, shape, size, transposed):
 @pytest.mark.parametrize("size", [None, 0.1])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gradient_of_tokens(library, dtype, shape, size, transposed):
-    kernels, (tokens, width, experts), (kind, of_matrix) = load(library), shape, dtype
-    weight = numbers(experts, width, seed=1, dtype=of_matrix).t() / width**0.5
-    states = torch.randint(2**32, (tokens,), generator=torch.Generator().manual_seed(2))
-    jitter = None if size is None else Jitter(states, size)
+    kernels, (tokens, _, experts), (kind, of_matrix) = load(library), shape, dtype
     grad = numbers(tokens, experts, seed=0, dtype=of_matrix)
-    given = (grad, weight if transposed else weight.contiguous(), jitter, kind)
+    given = (grad, *matrix_and_jitter(shape, of_matrix, size, transposed), kind)
     found = fused.tokens_gradient(kernels, *given)
     assert found.dtype == kind
     assert far(reference.tokens_gradient(*given), found) < 2 * ROUNDING[kind]

@@ -6,7 +6,6 @@ numbers.
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -97,20 +96,8 @@ def _marked(function: Callable[..., Any], part: str) -> Callable[..., Any]:
     return inside
 
 
-def by_part(events: Iterable[Any]) -> dict[str, float]:
-    """Seconds by part of a profile's events, of which all inside the outermost scope count, once each."""
-    every = list(events)
-    nodes = _scopes_of_nodes(every)
-    found: dict[str, float] = defaultdict(float)
-    for event in every:
-        scope = _scope(event, nodes)
-        if scope is not None:
-            found[_part(scope, event.name)] += event.self_cpu_time_total * 1e-6
-    return found
-
-
 def operations(events: Iterable[Any]) -> dict[tuple[str, str], tuple[int, float]]:
-    """Calls and seconds by part and operation."""
+    """Calls and seconds by part and operation, of a profile's events inside the outermost scope, which count once each."""
     every = list(events)
     nodes = _scopes_of_nodes(every)
     found: dict[tuple[str, str], tuple[int, float]] = {}

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benches.command_line import Options
 from benches.floors import PARTS, needs
 from benches.models import DTYPES, Ours, refuse_too_large, run_config, switch_model
-from benches.parts import STEP, by_part, marked, operations, scopes
+from benches.parts import STEP, marked, operations, scopes
 from benches.rates import measure_rates
 from benches.report import Row, finish, number, show, significant
 from benches.timing import SETTLED, Figure, clocked, in_turns
@@ -81,9 +81,10 @@ def _without_own_time(events: EventList, whole: float) -> Counter[str]:
     """Seconds by part. What a step takes longer than `whole` under the profile is the profile's own time, the same for
     every event: a part of many small operations would otherwise look dearer than it is."""
     calls: Counter[str] = Counter()
-    for (part, _), (number_of, _) in operations(events).items():
+    found: Counter[str] = Counter()
+    for (part, _), (number_of, seconds) in operations(events).items():
         calls[part] += number_of
-    found = Counter(by_part(events))
+        found[part] += seconds
     each = max(0.0, found.total() - whole) / max(1, calls.total())
     return Counter({part: max(0.0, seconds - each * calls[part]) for part, seconds in found.items()})
 
