@@ -97,7 +97,7 @@ def _marked(function: Callable[..., Any], part: str) -> Callable[..., Any]:
 
 
 def operations(events: Iterable[Any]) -> dict[tuple[str, str], tuple[int, float]]:
-    """Calls and seconds by part and operation, of a profile's events inside the outermost scope, which count once each."""
+    """Calls and seconds by part and operation, of a profile's events inside the outermost scope, once each."""
     every = list(events)
     nodes = _scopes_of_nodes(every)
     found: dict[tuple[str, str], tuple[int, float]] = {}
